@@ -1,0 +1,69 @@
+/* format/manifest.h - tspool.manifest.json, the commit record: a checkpoint with one is whole, one without is not. Pure.
+ *
+ * The trainer composes it before the digests are known; the writer, which parses no JSON, patches two fixed-width
+ * fields: 32 hex digits of the digests file's digest, at `digest_patch`. Everything else is final.
+ *
+ *   { "tspool_manifest": 1,                     format version
+ *     "save_id": "<32 hex>", "sequence": N, "time": "2026-11-22T02:25:00Z", "world_size": 1,
+ *     "metadata": { "step": "1000", ... },
+ *     "files":   [ {"name", "kind": "safetensors"|"objects"|"index", "rank", "size", "header_size", "header_digest"} ],
+ *     "digests": [ {"name": "tspool.digests", "rank", "size", "digest"} ],
+ *     "objects": [ {"name", "kind", "rank", "file", "offset", "size", "digest"} or {"name", "kind", "json": <value>} ],
+ *     "aliases": { "<tied name>": "<stored name>" },
+ *     "shards":  { "<name>": {"rank-file": ..., "global_shape": [...]} } -- global shapes of sharded tensors: see FORMAT.md
+ *   }
+ * header_digest covers bytes [0, header_size) of a safetensors file (the length included); for "index" files the whole
+ * file. Unknown members are ignored by readers; a larger "tspool_manifest" is refused with -EPROTO.
+ */
+#ifndef FORMAT_MANIFEST_H
+#define FORMAT_MANIFEST_H
+
+#include <base/hash.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <format/safetensors.h>
+
+#define MANIFEST_VERSION 1
+#define MANIFEST_MAX_BYTES (1u << 30)
+
+enum manifest_file_kind { MANIFEST_SAFETENSORS = 1, MANIFEST_OBJECTS, MANIFEST_INDEX };
+
+struct manifest_file {
+    const char *name;
+    enum manifest_file_kind kind;
+    uint32_t rank;
+    uint64_t size, header_size;  /* header_size: bytes covered by `digest` */
+    struct digest digest;
+};
+struct manifest_digests { const char *name; uint32_t rank; uint64_t size; struct digest digest; };
+struct manifest_object {
+    const char *name, *kind, *file;
+    uint32_t rank;
+    uint64_t file_offset, size;
+    struct digest digest;
+};
+struct manifest_alias { const char *alias, *stored; };
+struct manifest_shape { const char *name; uint32_t rank; const uint64_t *global_shape; }; /* sharded tensors */
+
+struct manifest {
+    uint32_t version, world_size;
+    uint8_t save_id[16];
+    uint64_t sequence, time_seconds;
+    struct header_pair *metadata;     size_t metadata_count;
+    struct manifest_file *files;      size_t file_count;
+    struct manifest_digests *digests; size_t digests_count;
+    struct manifest_object *objects;  size_t object_count;
+    struct manifest_alias *aliases;   size_t alias_count;
+    struct manifest_shape *shapes;    size_t shape_count;
+    void *memory;                     /* of a parsed one */
+};
+
+/* *json is malloc'ed (not NUL-terminated); digest_patch[i]: byte position of the 32 hex digits of digests[i].digest,
+ * which are emitted as given. `digest_patch` has room for digests_count. Emitted directly: a million aliases are fine. */
+int manifest_build(const struct manifest *manifest, char **json, size_t *size, size_t *digest_patch);
+/* Hostile input. 0, -ENOMEM, -EPROTO (newer), -EBADMSG with *reason (static). Names are checked for safety, sizes for
+ * sanity, offsets against sizes. */
+int manifest_parse(const char *json, size_t size, struct manifest *manifest, const char **reason);
+void manifest_deinit(struct manifest *manifest); /* only parsed ones */
+
+#endif
