@@ -39,7 +39,8 @@ enum op_kind {
     OP_LINK,     /* hard link: name in `handle` -> to_name in `to_handle`; never follows a symlink */
     OP_LIST,     /* directory `handle`: *list is filled with its names (no "." and ".."), sorted; owner frees */
     OP_SEND,     /* socket `handle`: memory place, size, fds[0..fd_count) -> bytes */
-    OP_RECV,     /* socket `handle`: memory place, size -> bytes, fds filled, fd_count set; 0 at end of stream */
+    OP_RECV,     /* socket `handle`: memory place, size -> bytes, fds filled, fd_count set; 0 at end of stream.
+                  * flags RECV_QUEUED: only what is queued already; -EAGAIN at once when nothing is */
     OP_WATCH,    /* handle becomes readable (pidfd, eventfd) -> 0 */
     OP_TIMER,    /* deadline_ns -> 0 */
     OP_COMPUTE   /* compute(argument) on a compute thread -> its result */
@@ -54,6 +55,8 @@ enum open_flags {
 };                           /* always O_NOFOLLOW | O_CLOEXEC */
 enum rename_flags { RENAME_PLAIN = 0, RENAME_OP_NOREPLACE = 1, RENAME_OP_EXCHANGE = 2 };
 enum { UNLINK_DIRECTORY = 1 };
+enum { RECV_QUEUED = 1 }; /* reading out the channel of a peer that is dead: its last messages are all queued, and end of
+                           * stream may never come (a forked child of it holds the socket open) */
 
 struct io_stat {
     uint64_t size;
