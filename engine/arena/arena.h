@@ -2,8 +2,8 @@
  *
  * Bytes only: no pointers, no flags, no atomics live in it. The trainer maps it writable and populates it (memory charge
  * and NUMA first touch are the trainer's); the writer maps the same memfd read-only (F_SEAL_FUTURE_WRITE enforces it).
- * Order per extent: fallocate, touch one byte per 2 MiB, MADV_COLLAPSE (huge pages even where shmem_enabled=never;
- * kernel 6.1), then the on_arena hook. The mapping is MADV_DONTFORK and MADV_DONTDUMP.
+ * Order per extent: touch one byte per 2 MiB, MADV_COLLAPSE (huge pages even where shmem_enabled=never; kernel 6.1),
+ * small pages where that failed, then the on_arena hook. The mapping is MADV_DONTFORK and MADV_DONTDUMP.
  *
  * Threads: all functions of the trainer's side may be called from any thread.
  */
@@ -40,16 +40,18 @@ int arena_populate(struct arena *arena, uint64_t bytes, struct tspool_failure *f
 
 /* Slots. acquire hands out a free populated slot, populating one more extent when there is none and room under the cap;
  * with all in use it waits until deadline_ns (CLOCK_MONOTONIC; UINT64_MAX: for ever): -ETIMEDOUT. -ECANCELED after
- * arena_wake was called with *cancelled true. */
+ * arena_wake was called with *cancelled true (store it atomically, or with release order, before arena_wake). -ENOMEM
+ * when the cap has room but memory has not. */
 int arena_acquire(struct arena *arena, uint64_t deadline_ns, const bool *cancelled, uint32_t *slot, struct tspool_failure *failure);
-/* A run of `count` adjacent slots, all free, without waiting: 0, or -EAGAIN. *first is the lowest. */
+/* A run of `count` adjacent slots, all free, without waiting for a release: 0, or -EAGAIN. *first is the lowest.
+ * Populates what is missing when the cap has room: then also -ENOMEM, or the hook's error, with the record. */
 int arena_acquire_run(struct arena *arena, uint32_t count, uint32_t *first, struct tspool_failure *failure);
 void arena_release(struct arena *arena, uint32_t slot);
 void arena_wake(struct arena *arena); /* waiters look at their *cancelled again */
 void *arena_slot(struct arena *arena, uint32_t slot);
 uint32_t arena_slot_count(const struct arena *arena);
 
-/* The writer's side: maps the memfd read-only (or writable when registration needs it and the seal allows). */
+/* The writer's side: maps the memfd read-only, after checking its seals and size; the seal refuses anything more. */
 int arena_attach(int fd, uint64_t bytes, void **base, struct tspool_failure *failure);
 void arena_detach(void *base, uint64_t bytes);
 
