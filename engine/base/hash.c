@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <string.h>
+#define XXH_STATIC_LINKING_ONLY /* for the size of XXH3_state_t alone */
 #if defined(__x86_64__)
 #include <xxh_x86dispatch.h>
 #else
@@ -27,6 +28,20 @@ static struct digest canonical(XXH128_hash_t hash)
 struct digest hash_bytes(const void *data, size_t size)
 {
     return canonical(XXH3_128bits(size ? data : "", size)); /* NULL is fine for us, not for every build of it */
+}
+
+struct digest hash_two(const void *first, size_t first_size, const void *second, size_t second_size)
+{
+    /* Room to spare: the library that is loaded may have a larger state than the header we were compiled with. */
+    _Alignas(64) union { XXH3_state_t state; uint8_t room[2 * sizeof(XXH3_state_t)]; } stack;
+
+    XXH3_INITSTATE(&stack.state);
+    XXH3_128bits_reset(&stack.state);
+    if (first_size)
+        XXH3_128bits_update(&stack.state, first, first_size);
+    if (second_size)
+        XXH3_128bits_update(&stack.state, second, second_size);
+    return canonical(XXH3_128bits_digest(&stack.state));
 }
 
 struct hash_stream *hash_stream_create(void)

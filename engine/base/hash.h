@@ -14,6 +14,8 @@ struct digest { uint8_t bytes[16]; };
 struct hash_stream; /* about 600 bytes, 64-byte aligned */
 
 struct digest hash_bytes(const void *data, size_t size);
+/* Of `first` followed by `second`; allocates nothing and so cannot fail. */
+struct digest hash_two(const void *first, size_t first_size, const void *second, size_t second_size);
 struct hash_stream *hash_stream_create(void);       /* NULL: no memory */
 void hash_stream_destroy(struct hash_stream *stream);
 void hash_stream_reset(struct hash_stream *stream);

@@ -8,9 +8,9 @@
  *     "metadata": { "step": "1000", ... },
  *     "files":   [ {"name", "kind": "safetensors"|"objects"|"index", "rank", "size", "header_size", "header_digest"} ],
  *     "digests": [ {"name": "tspool.digests", "rank", "size", "digest"} ],
- *     "objects": [ {"name", "kind", "rank", "file", "offset", "size", "digest"} or {"name", "kind", "json": <value>} ],
+ *     "objects": [ {"name", "kind", "rank", "file", "offset", "size", "digest"} ],
  *     "aliases": { "<tied name>": "<stored name>" },
- *     "shards":  { "<name>": {"rank-file": ..., "global_shape": [...]} } -- global shapes of sharded tensors: see FORMAT.md
+ *     "shards":  { "<name>": [global shape] }     of sharded tensors
  *   }
  * header_digest covers bytes [0, header_size) of a safetensors file (the length included); for "index" files the whole
  * file. Unknown members are ignored by readers; a larger "tspool_manifest" is refused with -EPROTO.
@@ -43,7 +43,7 @@ struct manifest_object {
     struct digest digest;
 };
 struct manifest_alias { const char *alias, *stored; };
-struct manifest_shape { const char *name; uint32_t rank; const uint64_t *global_shape; }; /* sharded tensors */
+struct manifest_shape { const char *name; uint32_t rank /* dimensions */; const uint64_t *global_shape; }; /* sharded tensors */
 
 struct manifest {
     uint32_t version, world_size;
@@ -58,11 +58,13 @@ struct manifest {
     void *memory;                     /* of a parsed one */
 };
 
-/* *json is malloc'ed (not NUL-terminated); digest_patch[i]: byte position of the 32 hex digits of digests[i].digest,
+/* 0, -ENOMEM, -EINVAL for a time after the year 9999, -E2BIG beyond MANIFEST_MAX_BYTES.
+ * *json is malloc'ed (not NUL-terminated); digest_patch[i]: byte position of the 32 hex digits of digests[i].digest,
  * which are emitted as given. `digest_patch` has room for digests_count. Emitted directly: a million aliases are fine. */
 int manifest_build(const struct manifest *manifest, char **json, size_t *size, size_t *digest_patch);
-/* Hostile input. 0, -ENOMEM, -EPROTO (newer), -EBADMSG with *reason (static). Names are checked for safety, sizes for
- * sanity, offsets against sizes. */
+/* Hostile input. 0, or -ENOMEM, -EPROTO (newer), -EBADMSG with *reason (static). File names are safe and distinct over
+ * `files` and `digests`, ranks are below world_size, objects lie within files of kind "objects", aliases and metadata keys
+ * are distinct and no alias is tied to itself. What an alias is tied to is the reader's to look up. */
 int manifest_parse(const char *json, size_t size, struct manifest *manifest, const char **reason);
 void manifest_deinit(struct manifest *manifest); /* only parsed ones */
 
