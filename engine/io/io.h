@@ -1,17 +1,23 @@
 /* io/io.h - the seam: every effect on the world is an op; every op ends as one completion out of wait().
  *
  * Two step machines stand on it (the writer's and the supervisor's) and the reader. Backends: uring.c (the sole user
- * of liburing), threads.c, and in tests the simulated disk. A backend is used by one thread: the loop's.
+ * of liburing), threads.c, and in tests the simulated disk. A backend is used by one thread: the loop's (see below).
  *
  * Rules
  *   - submit() never blocks and never calls back. It returns 0, or -errno when the op was not taken: no completion then.
  *   - The op and what it points to belong to the backend from submit() until its completion was returned by wait().
  *   - Each taken op completes exactly once, with `result` >= 0 or -errno. Partial READ/WRITE are ordinary: the caller
  *     advances. -EINTR and -EAGAIN are dealt with inside.
- *   - Ops are unordered. An FSYNC covers only writes whose completion was returned before it was submitted.
+ *   - Ops are unordered, but SENDs of one socket go out, and RECVs of one socket are filled, in the order of their
+ *     submission. An FSYNC covers only writes whose completion was returned before it was submitted.
  *   - cancel() asks an op in flight to end early (RECV, SEND, WATCH, TIMER only); it still completes, with -ECANCELED
  *     or with its result.
+ *   - A handle must not be closed while an op on it is in flight.
  *   - destroy() reaps what is in flight first (I/O may still be reading the buffers); RECV, SEND, WATCH, TIMER are cancelled.
+ *     What the unreturned ops brought (an opened handle, received descriptors, a list) is released.
+ *
+ * Threads: any one thread creates a backend and may attach buffers; from the first submit, wait or cancel on, it belongs to
+ * the thread that called it (io_uring is told so: one submitter is a good deal faster), destroy included.
  */
 #ifndef IO_IO_H
 #define IO_IO_H
@@ -27,9 +33,9 @@ enum op_kind {
     OP_WRITE,    /* handle, file_offset, memory place, size -> bytes */
     OP_OPEN,     /* in directory `handle`: name, flags (enum open_flags) -> handle */
     OP_CLOSE,    /* handle */
-    OP_STAT,     /* handle, or name in directory `handle` when name != NULL: fills *stat */
+    OP_STAT,     /* handle, or name in directory `handle` when name != NULL (a symlink is described, not followed): fills *stat */
     OP_ALLOCATE, /* handle, size: blocks for [0, size), file size becomes `size` (fallocate mode 0; where it is not
-                  * supported: ftruncate, result 1) */
+                  * supported: ftruncate, result 1); on failure the size is what it was */
     OP_TRUNCATE, /* handle, size */
     OP_FSYNC,    /* handle: file or directory */
     OP_LOCK,     /* handle: flock(LOCK_EX | LOCK_NB); -EWOULDBLOCK when held by another */
@@ -40,7 +46,7 @@ enum op_kind {
     OP_LIST,     /* directory `handle`: *list is filled with its names (no "." and ".."), sorted; owner frees */
     OP_SEND,     /* socket `handle`: memory place, size, fds[0..fd_count) -> bytes */
     OP_RECV,     /* socket `handle`: memory place, size -> bytes, fds filled, fd_count set; 0 at end of stream.
-                  * flags RECV_QUEUED: only what is queued already; -EAGAIN at once when nothing is */
+                  * Tries at submit: one that is cancelled at once still brings what was queued */
     OP_WATCH,    /* handle becomes readable (pidfd, eventfd) -> 0 */
     OP_TIMER,    /* deadline_ns -> 0 */
     OP_COMPUTE   /* compute(argument) on a compute thread -> its result */
@@ -55,8 +61,6 @@ enum open_flags {
 };                           /* always O_NOFOLLOW | O_CLOEXEC */
 enum rename_flags { RENAME_PLAIN = 0, RENAME_OP_NOREPLACE = 1, RENAME_OP_EXCHANGE = 2 };
 enum { UNLINK_DIRECTORY = 1 };
-enum { RECV_QUEUED = 1 }; /* reading out the channel of a peer that is dead: its last messages are all queued, and end of
-                           * stream may never come (a forked child of it holds the socket open) */
 
 struct io_stat {
     uint64_t size;
@@ -96,6 +100,7 @@ struct op {
     void *owner;              /* the submitter's */
     struct op *next;          /* the backend's while in flight */
     void *private_data;       /* the backend's while in flight */
+    int64_t result;           /* the backend's while in flight */
 };
 #define IO_CWD (-100) /* AT_FDCWD */
 
@@ -106,10 +111,11 @@ struct completion { struct op *op; int64_t result; };
 struct io;
 struct io_ops {
     int (*submit)(struct io *io, struct op *op);
-    /* Returns the number of completions, at least 1, at most capacity; 0 when now() reached deadline_ns first (IO_FOREVER:
+    /* submit: 0; -EBUSY beyond the depth; -EINVAL for an op that is malformed or names an unknown buffer.
+     * wait: returns the number of completions, at least 1, at most capacity; 0 when now() reached deadline_ns first (IO_FOREVER:
      * never; 0: only what is ready); -errno when the backend is beyond use. */
     int (*wait)(struct io *io, struct completion *completions, unsigned capacity, uint64_t deadline_ns);
-    int (*cancel)(struct io *io, struct op *op);
+    int (*cancel)(struct io *io, struct op *op);  /* 0, or -EINVAL for a kind that cannot be cancelled */
     /* Makes [base, base+size) known as a buffer; it must stay mapped until detach. Returns its number > 0 or -errno. */
     int (*attach)(struct io *io, void *base, size_t size);
     void (*detach)(struct io *io, uint32_t buffer);
@@ -120,7 +126,7 @@ struct io_ops {
 struct io {
     const struct io_ops *ops;
     const char *backend;      /* "uring", "threads", "simulated" */
-    bool registered;          /* buffers are registered */
+    bool registered;          /* attached buffers are registered, all of them */
 };
 
 static inline int io_submit(struct io *io, struct op *op) { return io->ops->submit(io, op); }
@@ -146,7 +152,8 @@ struct io_settings {
     unsigned verb_threads;     /* threads for the blocking verbs (OPEN .. LIST); 0: 2 */
     unsigned compute_threads;  /* threads for OP_COMPUTE; 0: 2; they run at a lower priority (nice +10) */
     unsigned transfer_threads; /* threads backend: threads that pread/pwrite; 0: min(depth, 8) */
-    bool registered;           /* uring: register attached buffers (needs writable mappings) */
+    bool registered;           /* uring: register attached buffers (needs writable mappings); where the kernel refuses,
+                                * they are used unregistered: see io->registered */
     const char *thread_name;   /* prefix of the threads' names, <= 8 bytes: "tspool" */
 };
 
