@@ -16,7 +16,8 @@ static inline uint32_t item_count(const struct item_rules *rules, uint64_t chunk
 
 /* Item `number` of the chunk at file_offset (aligned) with chunk_size bytes; the last one is padded up to the alignment:
  * 1,048,580 bytes, 512 KiB items, 4096: item 2 is {1048576, 1048576, 4096}. */
-static inline struct write_item item_at(const struct item_rules *rules, uint64_t file_offset, uint64_t chunk_size, uint32_t number)
+static inline struct write_item item_at(const struct item_rules *rules, uint64_t file_offset, uint64_t chunk_size,
+                                        uint32_t number)
 {
     uint64_t chunk_offset = (uint64_t)number * rules->item_bytes;
     uint64_t left = align_up(chunk_size - chunk_offset, rules->offset_align);

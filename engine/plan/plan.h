@@ -3,7 +3,9 @@
  *   declared tensors --ties--> stored tensors --order--> files --> image of each file: header | tensors, no holes
  *   image of each file --> chunks of CHUNK_BYTES (the last one shorter) --> pieces (staging) and items (writing)
  *
- * Order: sizes that are multiples of 4096 first, then by descending element size; the caller's order within each class.
+ * Order: sizes that are multiples of 4096 first (in the caller's order), then by descending element size (in the caller's
+ * order for equal ones), empty tensors last (by name: entries are counted by (begin, end, name)). All first shards of their
+ * names come before all second ones, in files of their own: one chunk per name and file.
  * A file ends before the tensor that would take it past shard_bytes of data or past the header's limit; a tensor never
  * spans two files. O(n log n).
  *
@@ -28,9 +30,11 @@ struct state_dict *state_dict_create(void);
 void state_dict_destroy(struct state_dict *dict);
 /* Checks name, dtype, shape overflow, strides (>= 0), shard inside its global shape, data present. -EINVAL, -EOVERFLOW,
  * -ENAMETOOLONG, -ENOMEM with the record. data_required: false for caller staging. */
-int state_dict_add(struct state_dict *dict, const struct tspool_tensor *tensor, bool data_required, struct tspool_failure *failure);
+int state_dict_add(struct state_dict *dict, const struct tspool_tensor *tensor, bool data_required,
+                   struct tspool_failure *failure);
 size_t state_dict_count(const struct state_dict *dict);
-/* A view of declared tensor `index`; pointers live as long as the dict and until the next add. */
+/* A view of declared tensor `index`; pointers live as long as the dict and until the next add. `strides` is NULL when they
+ * said no more than "contiguous". */
 void state_dict_tensor(const struct state_dict *dict, size_t index, struct tspool_tensor *tensor);
 
 struct plan_rules {
@@ -60,7 +64,7 @@ struct plan_alias { uint32_t alias, stored; }; /* numbers of declared tensors */
 struct plan {
     struct plan_file *files;   uint32_t file_count;
     struct plan_entry *entries; size_t entry_count;
-    struct plan_alias *aliases; size_t alias_count;
+    struct plan_alias *aliases; size_t alias_count; /* sorted by (stored, alias); also in __metadata__ of the stored one's file */
     uint32_t chunk_count;
     uint32_t *chunk_order;     /* order of staging and so of writing: round-robin over up to 4 files at a time */
     uint64_t leaf_count;
@@ -68,8 +72,8 @@ struct plan {
     bool sharded;
 };
 
-/* -EEXIST for a duplicate name, -E2BIG, -EOVERFLOW, -ENOMEM with the record. *plan is freed with plan_destroy; it keeps
- * no pointer into `dict`. An empty state dict makes one file without tensors. */
+/* -EEXIST for a duplicate name, -EINVAL for shards of one name that disagree, -E2BIG, -EOVERFLOW, -ENOMEM with the record.
+ * *plan is freed with plan_destroy; it keeps no pointer into `dict`. An empty state dict makes one file without tensors. */
 int plan_build(const struct state_dict *dict, const struct plan_rules *rules, struct plan **plan, struct tspool_failure *failure);
 void plan_destroy(struct plan *plan);
 /* The sheet (wire/sheet.h) of this plan; malloc'ed. */
@@ -88,7 +92,7 @@ struct plan_piece {
     uint64_t chunk_offset;
     uint64_t size;           /* > 0 */
 };
-struct plan_cursor { uint32_t chunk; uint64_t chunk_offset; size_t entry; };
+struct plan_cursor { uint32_t chunk, file; uint64_t chunk_offset; size_t entry; };
 void plan_cursor_init(struct plan_cursor *cursor, const struct plan *plan, uint32_t chunk); /* O(log n) */
 bool plan_cursor_next(struct plan_cursor *cursor, const struct plan *plan, struct plan_piece *piece); /* O(1) */
 

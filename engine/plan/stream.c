@@ -1,0 +1,63 @@
+/* plan/stream.c - the copy that the trainer waits for. A tensor is read once and its copy is read next by a disk: bringing
+ * the destination into the caches would cost a read of it first, and throw out what the trainer works on.
+ *
+ * Measured on a 2-core virtual EPYC (Zen 4), two threads, 1.39 GiB into a warm 2 MiB-backed memfd, medians: 20-25 GiB/s,
+ * where memcpy gives 12-16 and `rep movsb` 14. Several pages at a time gave 17-18, AVX-512 as much as AVX2; a prefetch 1 KiB
+ * ahead gains a few percent, and as a non-temporal one it spares the L2.
+ */
+#include <base/checked.h>
+#include <plan/stream.h>
+#include <string.h>
+
+#define LINE_BYTES 64u
+#define STREAM_LEAST ((size_t)4 << 10) /* below, the fence and the two ends cost more than the caches gain */
+#define AHEAD_BYTES 1024u
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+/* `to` lies on a cache line, `size` is a multiple of two lines. Prefetching past the end is harmless: it never faults. */
+__attribute__((target("avx2"))) static void stream_lines(uint8_t *to, const uint8_t *from, size_t size)
+{
+    for (const uint8_t *end = from + size; from < end; from += 2 * LINE_BYTES, to += 2 * LINE_BYTES) {
+        const __m256i *source = (const __m256i *)from;
+        __m256i *target = (__m256i *)to;
+        __m256i a, b, c, d;
+
+        _mm_prefetch((const char *)from + AHEAD_BYTES, _MM_HINT_NTA);
+        _mm_prefetch((const char *)from + AHEAD_BYTES + LINE_BYTES, _MM_HINT_NTA);
+        a = _mm256_loadu_si256(source);
+        b = _mm256_loadu_si256(source + 1);
+        c = _mm256_loadu_si256(source + 2);
+        d = _mm256_loadu_si256(source + 3);
+        _mm256_stream_si256(target, a);
+        _mm256_stream_si256(target + 1, b);
+        _mm256_stream_si256(target + 2, c);
+        _mm256_stream_si256(target + 3, d);
+    }
+    _mm_sfence(); /* non-temporal stores are weakly ordered: without it the message that says "staged" could overtake them */
+}
+
+static int can_stream(void) { return __builtin_cpu_supports("avx2"); }
+#else
+static void stream_lines(uint8_t *to, const uint8_t *from, size_t size) { memcpy(to, from, size); }
+static int can_stream(void) { return 0; }
+#endif
+
+/* to = 0x1030, 10,000 bytes: 16 by memcpy up to 0x1040, 9,984 - 9,984 % 128 = 9,984 streamed, 0 by memcpy. */
+void stream_copy(void *to, const void *from, size_t size)
+{
+    uint8_t *target = to;
+    const uint8_t *source = from;
+    size_t head, lines;
+
+    if (size < STREAM_LEAST || !can_stream()) {
+        memcpy(target, source, size);
+        return;
+    }
+    head = (size_t)(align_up((uintptr_t)target, LINE_BYTES) - (uintptr_t)target);
+    lines = (size_t)align_down(size - head, 2 * LINE_BYTES);
+    memcpy(target, source, head);
+    stream_lines(target + head, source + head, lines);
+    memcpy(target + head + lines, source + head + lines, size - head - lines);
+}
