@@ -15,6 +15,7 @@ struct failure_at {
 };
 #define FAILURE_NOWHERE ((struct failure_at){ .file_offset = TSPOOL_NO_OFFSET })
 #define FAILURE_AT(...) ((struct failure_at){ .file_offset = TSPOOL_NO_OFFSET, __VA_ARGS__ })
+#define FAILURE_AT_BYTE(offset, ...) ((struct failure_at){ .file_offset = (offset), __VA_ARGS__ })
 
 /* Records into *failure (may be NULL) and returns -error. `error` is a positive errno. The cause is printf-like and may
  * be NULL: then failure_likely_cause(error) is used. Names are cut, never overrun; control bytes become '?'. */

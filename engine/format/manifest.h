@@ -1,7 +1,7 @@
 /* format/manifest.h - tspool.manifest.json, the commit record: a checkpoint with one is whole, one without is not. Pure.
  *
- * The trainer composes it before the digests are known; the writer, which parses no JSON, patches two fixed-width
- * fields: 32 hex digits of the digests file's digest, at `digest_patch`. Everything else is final.
+ * The trainer composes it before the digests are known; the writer, which parses no JSON, patches a field of fixed
+ * width: the 32 hex digits of the digests file's digest, at `digest_patch`. Everything else is final.
  *
  *   { "tspool_manifest": 1,                     format version
  *     "save_id": "<32 hex>", "sequence": N, "time": "2026-11-22T02:25:00Z", "world_size": 1,
