@@ -50,7 +50,7 @@ int chunks_number(struct plan *plan, struct tspool_failure *failure)
         uint64_t count = divide_up(file->size, CHUNK_BYTES);
 
         if (count > CHUNKS_MAX - total)
-            return failure_set(failure, TSPOOL_STAGE_PLAN, EOVERFLOW, FAILURE_AT(.operation = "plan", .path = file->name),
+            return failure_set(failure, TSPOOL_STAGE_PLAN, EOVERFLOW, FAILURE_AT(.path = file->name),
                                "the state is larger than 64 PiB; check the shapes");
         file->chunk_first = (uint32_t)total;
         file->chunk_count = (uint32_t)count;
@@ -59,7 +59,7 @@ int chunks_number(struct plan *plan, struct tspool_failure *failure)
     plan->chunk_count = (uint32_t)total;
     plan->chunk_order = malloc(total * sizeof(*plan->chunk_order));
     if (!plan->chunk_order)
-        return failure_set(failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_AT(.operation = "plan"), NULL);
+        return failure_set(failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_NOWHERE, NULL);
     order_make(plan);
     return 0;
 }

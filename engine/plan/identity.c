@@ -27,7 +27,7 @@ static const struct declared *tensor_of(const struct search *search, const struc
 
 static struct failure_at at_tensor(const struct search *search, const struct keyed *key)
 {
-    return FAILURE_AT(.operation = "plan", .tensor = tensor_of(search, key)->name);
+    return FAILURE_AT(.tensor = tensor_of(search, key)->name);
 }
 
 static int compare_u64s(const uint64_t *a, const uint64_t *b, size_t count)
@@ -83,7 +83,7 @@ static int accept_shards(struct search *search, struct keyed *group, size_t coun
                                "shards of this name differ in dtype or global_shape; they must describe one tensor");
     }
     if (!*occurrence && !(*occurrence = calloc(search->dict->count, sizeof(**occurrence))))
-        return failure_set(search->failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_AT(.operation = "plan"), NULL);
+        return failure_set(search->failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_NOWHERE, NULL);
     for (size_t i = 0; i < count; i++)
         (*occurrence)[group[i].number] = (uint32_t)i + 1;
     qsort_r(group, count, sizeof(*group), compare_by_offsets, search);
@@ -176,7 +176,7 @@ static int make_aliases_room(struct search *search, size_t candidates)
     identity->aliases = malloc(candidates * sizeof(*identity->aliases));
     identity->is_alias = calloc(search->dict->count, sizeof(*identity->is_alias));
     if (!identity->aliases || !identity->is_alias)
-        return failure_set(search->failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_AT(.operation = "plan"), NULL);
+        return failure_set(search->failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_NOWHERE, NULL);
     return 0;
 }
 
@@ -250,7 +250,7 @@ int identity_init(struct identity *identity, const struct state_dict *dict, stru
     search.keys = malloc((dict->count + 1) * sizeof(*search.keys));
     search.scratch = malloc((dict->count + 1) * sizeof(*search.scratch));
     if (!search.keys || !search.scratch)
-        rc = failure_set(failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_AT(.operation = "plan"), NULL);
+        rc = failure_set(failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_NOWHERE, NULL);
     else if ((rc = find_names(&search)) == 0)
         rc = find_ties(&search);
     free(search.keys);

@@ -82,7 +82,7 @@ int layout_order(const struct layout *layout, struct plan *plan, struct tspool_f
     if (!keys || !scratch || !plan->entries) {
         free(keys);
         free(scratch);
-        return failure_set(failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_AT(.operation = "plan"), NULL);
+        return failure_set(failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_NOWHERE, NULL);
     }
     count = collect_stored(layout, keys);
     keyed_sort(keys, scratch, count);
@@ -127,10 +127,10 @@ static int file_end(struct plan *plan, size_t *capacity, const struct filling *f
                     struct tspool_failure *failure)
 {
     if (plan->file_count == SHEET_FILES_MAX)
-        return failure_set(failure, TSPOOL_STAGE_PLAN, E2BIG, FAILURE_AT(.operation = "plan"),
+        return failure_set(failure, TSPOOL_STAGE_PLAN, E2BIG, FAILURE_NOWHERE,
                            "more than %u shard files; raise shard_bytes", SHEET_FILES_MAX);
     if (array_reserve((void **)&plan->files, capacity, plan->file_count + 1, sizeof(*plan->files)) < 0)
-        return failure_set(failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_AT(.operation = "plan"), NULL);
+        return failure_set(failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_NOWHERE, NULL);
     plan->files[plan->file_count++] = (struct plan_file){
         .size = filling->data_bytes, .entry_first = filling->first, .entry_count = end - filling->first,
     };
@@ -152,13 +152,13 @@ static int entry_place(const struct layout *layout, struct plan *plan, struct fi
     const char *name = layout->dict->tensors[entry->source].name;
 
     if (filling->json_bytes + json > layout->json_bytes)
-        return failure_set(failure, TSPOOL_STAGE_PLAN, E2BIG, FAILURE_AT(.operation = "plan", .tensor = name),
+        return failure_set(failure, TSPOOL_STAGE_PLAN, E2BIG, FAILURE_AT(.tensor = name),
                            "its header entry and ties alone may take %" PRIu64 " bytes, more than a header's %" PRIu64 "; raise "
                            "header_bytes, or shorten names", json, layout->json_bytes);
     entry->file = plan->file_count;
     entry->file_offset = filling->data_bytes;
     if (!checked_add(filling->data_bytes, entry->size, &filling->data_bytes) || filling->data_bytes > FILE_BYTES_MAX - GIB(1))
-        return failure_set(failure, TSPOOL_STAGE_PLAN, EOVERFLOW, FAILURE_AT(.operation = "plan", .tensor = name),
+        return failure_set(failure, TSPOOL_STAGE_PLAN, EOVERFLOW, FAILURE_AT(.tensor = name),
                            "its shard file would be larger than a file can be; check the shape, or lower shard_bytes");
     filling->json_bytes += json;
     return 0;

@@ -70,7 +70,7 @@ static int file_build(const struct layout *layout, struct plan *plan, struct pla
     rc = header_build(scratch->entries, file->entry_count, layout->sharded, scratch->pairs, pair_count, layout->data_align,
                       &file->header, &header_size);
     if (rc < 0)
-        return failure_set(failure, TSPOOL_STAGE_PLAN, -rc, FAILURE_AT(.operation = "plan", .path = file->name), NULL);
+        return failure_set(failure, TSPOOL_STAGE_PLAN, -rc, FAILURE_AT(.path = file->name), NULL);
     file->header_size = header_size;
     file->header_digest = hash_bytes(file->header, header_size);
     file->size += header_size;
@@ -98,7 +98,7 @@ static int headers_build(const struct layout *layout, struct plan *plan, uint32_
     int rc = 0;
 
     if (!scratch.entries || !scratch.pairs)
-        rc = failure_set(failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_AT(.operation = "plan"), NULL);
+        rc = failure_set(failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_NOWHERE, NULL);
     for (uint32_t i = 0; rc == 0 && i < plan->file_count; i++) {
         shard_name_make(layout->sharded, rank, i + 1, plan->file_count, plan->files[i].name);
         rc = file_build(layout, plan, &plan->files[i], &scratch, failure);
@@ -178,7 +178,7 @@ int plan_build(const struct state_dict *dict, const struct plan_rules *rules, st
     int rc;
 
     if (!built)
-        return failure_set(failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_AT(.operation = "plan"), NULL);
+        return failure_set(failure, TSPOOL_STAGE_PLAN, ENOMEM, FAILURE_NOWHERE, NULL);
     if ((rc = identity_init(&identity, dict, failure)) < 0) {
         free(built);
         return rc;

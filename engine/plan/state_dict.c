@@ -58,16 +58,16 @@ static void *dict_take(struct state_dict *dict, size_t bytes)
 
 static struct failure_at at(const struct tspool_tensor *tensor)
 {
-    return FAILURE_AT(.operation = "add", .tensor = tensor->name);
+    return FAILURE_AT(.tensor = tensor->name);
 }
 
 static int check_front(const struct tspool_tensor *tensor, size_t *name_size, struct tspool_failure *failure)
 {
     if (tensor->size < sizeof(*tensor))
-        return failure_set(failure, STAGE, EINVAL, FAILURE_AT(.operation = "add"),
+        return failure_set(failure, STAGE, EINVAL, FAILURE_NOWHERE,
                            "tspool_tensor.size is %zu; initialise the struct with TSPOOL_TENSOR_INIT", tensor->size);
     if (!tensor->name || !tensor->name[0])
-        return failure_set(failure, STAGE, EINVAL, FAILURE_AT(.operation = "add"), "a tensor without a name; give it one");
+        return failure_set(failure, STAGE, EINVAL, FAILURE_NOWHERE, "a tensor without a name; give it one");
     *name_size = strnlen(tensor->name, TSPOOL_TENSOR_NAME_MAX + 1);
     if (*name_size > TSPOOL_TENSOR_NAME_MAX)
         return failure_set(failure, STAGE, ENAMETOOLONG, at(tensor), "the name is longer than %u bytes; shorten it",
