@@ -23,8 +23,10 @@ struct tspool_checkpoint_options {
     uint32_t hash_threads;     /* threads that check leaves; 0: 2, or 1 on a single core */
     uint8_t buffered;          /* nonzero: never O_DIRECT */
     uint8_t unverified;        /* nonzero: do not check digests; explicit, never the default */
+    uint8_t tolerant;          /* nonzero: open in spite of missing and damaged files, for tspool_checkpoint_verify, which
+                                * names them: their tensors are then absent. Never load from such a checkpoint */
 };
-#define TSPOOL_CHECKPOINT_OPTIONS_INIT { sizeof(struct tspool_checkpoint_options), TSPOOL_IO_AUTO, 0, 0, 0, 0, 0 }
+#define TSPOOL_CHECKPOINT_OPTIONS_INIT { sizeof(struct tspool_checkpoint_options), TSPOOL_IO_AUTO, 0, 0, 0, 0, 0, 0 }
 
 /* Opens a checkpoint directory (tspool or Hugging Face) or one .safetensors file. `options` may be NULL.
  * -ENOENT, -EBADMSG (damaged: the record names file and offset), -EPROTO (a newer format), ... */
@@ -99,7 +101,7 @@ struct tspool_read_request {
 
 /* Reads many at once: ranges are coalesced and read in file order, leaves checked by threads. On failure the
  * destinations' contents are undefined. on_piece (may be NULL) is called from the calling thread when request number
- * `request` is complete and checked (ship it to the GPU while the rest is read). */
+ * `request` is complete and checked (ship it to the GPU while the rest is read); it must not use the checkpoint. */
 typedef void (*tspool_on_piece)(void *context, size_t request);
 int tspool_checkpoint_read(struct tspool_checkpoint *checkpoint, const struct tspool_read_request *requests, size_t count,
                            tspool_on_piece on_piece, void *context, struct tspool_failure *failure);

@@ -1,0 +1,192 @@
+/* read/hidden.c - telling live, dead and interrupted saves apart by their hidden directories. See hidden.h. */
+#include <base/failure.h>
+#include <base/names.h>
+#include <errno.h>
+#include <format/manifest.h>
+#include <read/checkpoint.h>
+#include <read/hidden.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define REPAIR_LOOKS 3
+#define REPAIR_PAUSE_NS 100000000u
+
+static int64_t wall_clock_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static void pause_for(struct io *io, uint64_t duration_ns)
+{
+    struct op timer = { .kind = OP_TIMER, .deadline_ns = io_now(io) + duration_ns };
+
+    io_call(io, &timer);
+}
+
+/* Is one alive? ------------------------------------------------------------------------------------------------------ */
+
+static bool is_young(int64_t mtime_ns, int64_t young_ns)
+{
+    int64_t age = wall_clock_ns() - mtime_ns;
+
+    return age >= 0 && age < young_ns;
+}
+
+/* Taking the lock tells that nobody holds it, but a writer that wants it just then would be refused: only records that
+ * are not young are tried. */
+static bool part_is_alive(struct io *io, int directory, const char *name, int64_t young_ns)
+{
+    struct io_stat stat = { 0 };
+    struct op lock = { .kind = OP_LOCK };
+    int handle;
+    bool held;
+
+    if (file_stat(io, directory, name, &stat) < 0 || !stat.is_regular)
+        return false;
+    if (is_young(stat.mtime_ns, young_ns))
+        return true;
+    handle = file_open(io, directory, name, OPEN_READ);
+    if (handle < 0)
+        return handle != -ENOENT;
+    lock.handle = handle;
+    held = io_call(io, &lock) == -EWOULDBLOCK;
+    file_close(io, handle);
+    return held;
+}
+
+static bool any_part_is_alive(struct io *io, int directory, int64_t young_ns)
+{
+    struct io_list list = { 0 };
+    bool alive = false;
+
+    if (directory_list(io, directory, &list) < 0)
+        return true;
+    for (size_t i = 0; i < list.count && !alive; i++)
+        alive = part_name_is(list.names[i]) && part_is_alive(io, directory, list.names[i], young_ns);
+    io_list_free(&list);
+    return alive;
+}
+
+bool attempt_is_alive(struct io *io, int root, const char *hidden, int64_t young_ns)
+{
+    struct io_stat stat = { 0 };
+    int directory = file_open(io, root, hidden, OPEN_READ | OPEN_DIRECTORY);
+    bool alive;
+
+    if (directory < 0)
+        return directory != -ENOENT && directory != -ENOTDIR && directory != -ELOOP;
+    alive = file_stat(io, directory, NULL, &stat) < 0 || is_young(stat.mtime_ns, young_ns) ||
+            any_part_is_alive(io, directory, young_ns);
+    file_close(io, directory);
+    return alive;
+}
+
+/* Was a replacement interrupted? ------------------------------------------------------------------------------------- */
+
+/* The commit sequence of a hidden directory that holds a whole manifest, or -errno. */
+static int hidden_sequence(struct io *io, int root, const char *hidden, uint64_t *sequence)
+{
+    struct manifest manifest = { 0 };
+    int directory = file_open(io, root, hidden, OPEN_READ | OPEN_DIRECTORY), error;
+
+    if (directory < 0)
+        return directory;
+    error = manifest_load(io, directory, hidden, &manifest, NULL);
+    if (error == 0)
+        *sequence = manifest.sequence;
+    manifest_deinit(&manifest);
+    file_close(io, directory);
+    return error;
+}
+
+/* The newest whole hidden directory of `name` in the list, and how many there are. */
+static size_t hidden_candidates(struct io *io, int root, const struct io_list *list, const char *name, const char **newest)
+{
+    char base[CHECKPOINT_NAME_MAX + 1];
+    uint8_t save_id[16];
+    uint64_t best = 0, sequence;
+    size_t count = 0;
+
+    for (size_t i = 0; i < list->count; i++) {
+        if (!hidden_name_parse(list->names[i], base, save_id) || strcmp(base, name) != 0)
+            continue;
+        if (hidden_sequence(io, root, list->names[i], &sequence) < 0)
+            continue;
+        if (count++ == 0 || sequence > best) {
+            best = sequence;
+            *newest = list->names[i];
+        }
+    }
+    return count;
+}
+
+static int put_back(struct io *io, int root, const char *hidden, const char *name)
+{
+    struct op rename = { .kind = OP_RENAME, .handle = root, .name = hidden, .to_handle = root, .to_name = name,
+                         .flags = RENAME_OP_NOREPLACE };
+    struct op sync = { .kind = OP_FSYNC, .handle = root };
+    int error = (int)io_call(io, &rename);
+
+    if (error == -EINVAL || error == -ENOSYS || error == -EOPNOTSUPP) {
+        rename.flags = RENAME_PLAIN;
+        error = (int)io_call(io, &rename);
+    }
+    return error < 0 ? error : (int)io_call(io, &sync);
+}
+
+static bool stands(struct io *io, int root, const char *name)
+{
+    struct io_stat stat = { 0 };
+
+    return file_stat(io, root, name, &stat) == 0;
+}
+
+int name_repair(struct io *io, int root, const char *name)
+{
+    struct io_list list = { 0 };
+    const char *newest = NULL;
+    int error = directory_list(io, root, &list);
+
+    if (error == 0 && hidden_candidates(io, root, &list, name, &newest) < 2)
+        error = -ENOENT;
+    for (unsigned look = 0; look < REPAIR_LOOKS && error == 0 && !stands(io, root, name); look++)
+        pause_for(io, REPAIR_PAUSE_NS);
+    if (error == 0 && !stands(io, root, name))
+        error = put_back(io, root, newest, name);
+    io_list_free(&list);
+    return error == -ENOENT && stands(io, root, name) ? 0 : error;
+}
+
+/* "runs/a/" -> "runs" and "a"; "a" -> "." and "a". False when the last component cannot be a checkpoint's name. */
+static bool path_split(const char *path, char **parent, char **name)
+{
+    size_t end = strlen(path), start;
+    const char *reason;
+
+    while (end > 1 && path[end - 1] == '/')
+        end--;
+    for (start = end; start > 0 && path[start - 1] != '/'; start--)
+        ;
+    *name = strndup(path + start, end - start);
+    *parent = start ? strndup(path, start) : strdup(".");
+    return *name && *parent && checkpoint_name_check(*name, &reason) == 0;
+}
+
+int path_repair(struct io *io, const char *path)
+{
+    char *parent = NULL, *name = NULL;
+    int error = -ENOENT, root = -1;
+
+    if (path_split(path, &parent, &name))
+        root = file_open(io, IO_CWD, parent, OPEN_READ | OPEN_DIRECTORY);
+    if (root >= 0)
+        error = name_repair(io, root, name);
+    file_close(io, root);
+    free(parent);
+    free(name);
+    return error;
+}

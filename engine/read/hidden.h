@@ -1,0 +1,23 @@
+/* read/hidden.h - what the hidden directories ".<name>.<save id>" below a root tell: a save that is being written, one
+ * that died, a replacement that was interrupted.
+ *
+ * Where two directories cannot be exchanged, a replacing commit moves the old checkpoint aside and then the new one in.
+ * Cut between the two, the name is missing while two hidden directories of that name each hold a whole manifest:
+ * nothing else looks like that, and either is right. The newer one is then put under the name.
+ */
+#ifndef READ_HIDDEN_H
+#define READ_HIDDEN_H
+
+#include <io/io.h>
+#include <stdbool.h>
+
+/* Puts a name back whose replacement was interrupted. 0 when it stands again; -ENOENT when there is nothing to repair;
+ * -errno when the directory refuses. Waits a moment first: the replacement may be going on. */
+int path_repair(struct io *io, const char *path);
+int name_repair(struct io *io, int root, const char *name);
+
+/* Whether a writer may still be at work in the hidden directory: its part record is locked, or it was touched within
+ * `young_ns` and so may be about to lock one. A dead attempt is neither. */
+bool attempt_is_alive(struct io *io, int root, const char *hidden, int64_t young_ns);
+
+#endif

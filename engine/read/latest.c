@@ -1,0 +1,254 @@
+/* read/latest.c - which published checkpoint below a root is the newest.
+ *
+ * The commit record decides: a directory without a manifest that can be read is not a checkpoint. The user's "step"
+ * orders them where all have one (clocks of different machines and restored backups do not), else the commit sequence.
+ * A writer that is still finishing what its dead trainer staged is waited for, a bounded while: otherwise the restarted
+ * trainer would resume from the step before and run into the name that is then published.
+ */
+#include <base/array.h>
+#include <base/failure.h>
+#include <base/names.h>
+#include <errno.h>
+#include <read/checkpoint.h>
+#include <read/hidden.h>
+#include <read/read.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FINISH_WAIT_NS 10000000000u
+#define FINISH_LOOK_NS 20000000u
+#define YOUNG_NS 2000000000
+
+static int root_refuse(const char *root, int error, struct tspool_failure *failure)
+{
+    return failure_set(failure, TSPOOL_STAGE_READ, -error, FAILURE_AT(.operation = "open", .path = root), NULL);
+}
+
+/* "1000" or "-3", nothing else. */
+static bool step_parse(const struct manifest *manifest, int64_t *step)
+{
+    for (size_t i = 0; i < manifest->metadata_count; i++) {
+        const char *text = manifest->metadata[i].value;
+        char *end;
+
+        if (strcmp(manifest->metadata[i].key, "step") != 0)
+            continue;
+        errno = 0;
+        *step = strtoll(text, &end, 10);
+        return errno == 0 && *end == '\0' && end != text && strchr(" \t\n+", *text) == NULL;
+    }
+    return false;
+}
+
+static int newest_first(const void *left, const void *right, void *by_step)
+{
+    const struct ranked *a = left, *b = right;
+
+    if (*(bool *)by_step && a->step != b->step)
+        return a->step > b->step ? -1 : 1;
+    if (a->sequence != b->sequence)
+        return a->sequence > b->sequence ? -1 : 1;
+    return -strcmp(a->name, b->name);
+}
+
+static void ranking_sort(struct ranking *ranking)
+{
+    bool by_step = true;
+
+    for (size_t i = 0; i < ranking->count; i++)
+        by_step &= ranking->items[i].has_step;
+    if (ranking->count)
+        qsort_r(ranking->items, ranking->count, sizeof *ranking->items, newest_first, &by_step);
+}
+
+void ranking_deinit(struct ranking *ranking)
+{
+    for (size_t i = 0; i < ranking->count; i++)
+        free(ranking->items[i].name);
+    free(ranking->items);
+    *ranking = (struct ranking){ 0 };
+}
+
+static int ranked_make(const struct manifest *manifest, const char *name, struct ranked *ranked)
+{
+    *ranked = (struct ranked){ .name = strdup(name), .sequence = manifest->sequence };
+    ranked->has_step = step_parse(manifest, &ranked->step);
+    memcpy(ranked->save_id, manifest->save_id, sizeof ranked->save_id);
+    return ranked->name ? 0 : -ENOMEM;
+}
+
+/* 0 and *ranked; 1 when it is no published checkpoint that can be read; or -errno with the record. */
+static int candidate_look(struct io *io, int root, const char *root_path, const char *name, struct ranked *ranked,
+                          struct tspool_failure *failure)
+{
+    struct manifest manifest = { 0 };
+    struct io_stat stat = { 0 };
+    char *path;
+    int directory, error;
+
+    if (file_stat(io, root, name, &stat) < 0 || !stat.is_directory)
+        return 1;
+    directory = file_open(io, root, name, OPEN_READ | OPEN_DIRECTORY);
+    if (directory < 0)
+        return 1;
+    path = path_join(root_path, name);
+    error = path ? manifest_load(io, directory, path, &manifest, failure) : -ENOMEM;
+    if (error == 0)
+        error = ranked_make(&manifest, name, ranked);
+    manifest_deinit(&manifest);
+    file_close(io, directory);
+    free(path);
+    return error == -ENOMEM || error == -EPROTO || error == -EMFILE || error == 0 ? error : 1;
+}
+
+static int ranking_fill(struct io *io, int root, const char *root_path, const struct io_list *list, struct ranking *ranking,
+                        struct tspool_failure *failure)
+{
+    size_t capacity = 0;
+    const char *reason;
+
+    for (size_t i = 0; i < list->count; i++) {
+        struct ranked ranked = { 0 };
+        int looked;
+
+        if (checkpoint_name_check(list->names[i], &reason) < 0)
+            continue;
+        if (array_reserve((void **)&ranking->items, &capacity, ranking->count + 1, sizeof ranked) < 0)
+            return root_refuse(root_path, -ENOMEM, failure);
+        looked = candidate_look(io, root, root_path, list->names[i], &ranked, failure);
+        if (looked < 0)
+            return looked;
+        if (looked == 0)
+            ranking->items[ranking->count++] = ranked;
+    }
+    ranking_sort(ranking);
+    return 0;
+}
+
+/* Puts names back whose replacement was interrupted. */
+static void names_repair(struct io *io, int root, const struct io_list *list)
+{
+    char name[CHECKPOINT_NAME_MAX + 1], last[CHECKPOINT_NAME_MAX + 1] = "";
+    uint8_t save_id[16];
+    struct io_stat stat = { 0 };
+
+    for (size_t i = 0; i < list->count; i++) {
+        if (!hidden_name_parse(list->names[i], name, save_id) || strcmp(name, last) == 0)
+            continue;
+        strcpy(last, name);
+        if (file_stat(io, root, name, &stat) == -ENOENT)
+            name_repair(io, root, name);
+    }
+}
+
+static bool any_is_alive(struct io *io, int root, const struct io_list *list)
+{
+    char name[CHECKPOINT_NAME_MAX + 1];
+    uint8_t save_id[16];
+
+    for (size_t i = 0; i < list->count; i++)
+        if (hidden_name_parse(list->names[i], name, save_id) && attempt_is_alive(io, root, list->names[i], YOUNG_NS))
+            return true;
+    return false;
+}
+
+static int root_open(struct io *io, const char *root, struct tspool_failure *failure)
+{
+    int handle = root ? file_open(io, IO_CWD, root, OPEN_READ | OPEN_DIRECTORY) : -EINVAL;
+    char *followed;
+
+    if (handle == -ELOOP || handle == -ENOTDIR) { /* the user's path may be a link to the root: "." is not */
+        followed = path_join(root, ".");
+        handle = followed ? file_open(io, IO_CWD, followed, OPEN_READ | OPEN_DIRECTORY) : -ENOMEM;
+        free(followed);
+    }
+    return handle < 0 ? root_refuse(root ? root : "", handle, failure) : handle;
+}
+
+static int ranking_once(struct io *io, int root, const char *root_path, struct ranking *ranking, struct tspool_failure *failure)
+{
+    struct ranking made = { 0 };
+    struct io_list list = { 0 };
+    int error = directory_list(io, root, &list);
+
+    if (error == 0) {
+        names_repair(io, root, &list);
+        io_list_free(&list);
+        list = (struct io_list){ 0 };
+        error = directory_list(io, root, &list);
+    }
+    if (error < 0)
+        return root_refuse(root_path, error, failure);
+    error = ranking_fill(io, root, root_path, &list, &made, failure);
+    io_list_free(&list);
+    if (error < 0)
+        ranking_deinit(&made);
+    else
+        *ranking = made;
+    return error;
+}
+
+/* Until no writer is at work below the root any more, or the time is up. */
+static void writers_wait(struct io *io, int root)
+{
+    uint64_t deadline = io_now(io) + FINISH_WAIT_NS;
+    bool alive = true;
+
+    while (alive && io_now(io) < deadline) {
+        struct op timer = { .kind = OP_TIMER, .deadline_ns = io_now(io) + FINISH_LOOK_NS };
+        struct io_list list = { 0 };
+
+        alive = directory_list(io, root, &list) == 0 && any_is_alive(io, root, &list);
+        io_list_free(&list);
+        if (alive)
+            io_call(io, &timer);
+    }
+}
+
+int ranking_on(struct io *io, const char *root, struct ranking *ranking, struct tspool_failure *failure)
+{
+    int handle = root_open(io, root, failure), error;
+
+    if (handle < 0)
+        return handle;
+    error = ranking_once(io, handle, root, ranking, failure);
+    file_close(io, handle);
+    return error;
+}
+
+int latest_on(struct io *io, const char *root, char **path, struct tspool_failure *failure)
+{
+    struct ranking ranking = { 0 };
+    int handle = root_open(io, root, failure), error;
+    char *found = NULL;
+
+    if (handle < 0)
+        return handle;
+    writers_wait(io, handle);
+    error = ranking_once(io, handle, root, &ranking, failure);
+    file_close(io, handle);
+    if (error < 0)
+        return error;
+    if (ranking.count == 0)
+        error = failure_set(failure, TSPOOL_STAGE_READ, ENOENT, FAILURE_AT(.operation = "list", .path = root),
+                            "No published checkpoint is in this directory.");
+    else if (!(found = path_join(root, ranking.items[0].name)))
+        error = root_refuse(root, -ENOMEM, failure);
+    ranking_deinit(&ranking);
+    if (error == 0)
+        *path = found;
+    return error;
+}
+
+int tspool_latest(const char *root, char **path, struct tspool_failure *failure)
+{
+    struct io_settings settings = { .depth = 1, .verb_threads = 1, .compute_threads = 1, .transfer_threads = 1, .thread_name = "tspool-r" };
+    struct io *io = NULL;
+    int error = reader_io_create(TSPOOL_IO_THREADS, &settings, &io, failure);
+
+    if (error < 0)
+        return error;
+    error = latest_on(io, root, path, failure);
+    io_destroy(io);
+    return error;
+}
