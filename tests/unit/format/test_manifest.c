@@ -1,0 +1,318 @@
+/* The manifest makes a checkpoint whole. One that is damaged must never be taken for one that is, and one made by an
+ * attacker must not lead out of its directory or eat the machine. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <format/manifest.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const uint64_t global_shape[] = { 1024, 4096 };
+
+static struct header_pair pairs[] = { { "step", "1000" }, { "note", "a \"b\" \n\xe2\x82\xac" } };
+static struct manifest_file files[] = {
+    { "model-00001-of-00002.safetensors", MANIFEST_SAFETENSORS, 0, 1000000, 4096, { { 1, 2, 3 } } },
+    { "model-00002-of-00002.safetensors", MANIFEST_SAFETENSORS, 1, UINT64_MAX, 8192, { { 4 } } },
+    { "objects-00001.bin", MANIFEST_OBJECTS, 0, 100, 100, { { 5 } } },
+    { "model.safetensors.index.json", MANIFEST_INDEX, 0, 77, 77, { { 6 } } },
+};
+static struct manifest_digests digests[] = { { "tspool.digests", 0, 164, { { 7 } } }, { "tspool.digests-00002", 1, 64, { { 8 } } } };
+static struct manifest_object objects[] = { { "lr", "json", "objects-00001.bin", 0, 0, 60, { { 9 } } },
+                                            { "rng", "bytes", "objects-00001.bin", 1, 60, 40, { { 10 } } } };
+static struct manifest_alias aliases[] = { { "lm_head.weight", "wte.weight" }, { "tied\\2", "wte.weight" } };
+static struct manifest_shape shapes[] = { { "w", 2, global_shape }, { "scalar", 0, NULL } };
+
+static struct manifest sample(void)
+{
+    return (struct manifest){ .world_size = 2, .save_id = { 0xde, 0xad, 0xbe, 0xef }, .sequence = UINT64_MAX - 1, .time_seconds = 1795314300,
+                              .metadata = pairs, .metadata_count = 2, .files = files, .file_count = 4, .digests = digests,
+                              .digests_count = 2, .objects = objects, .object_count = 2, .aliases = aliases, .alias_count = 2,
+                              .shapes = shapes, .shape_count = 2 };
+}
+
+static char *build(const struct manifest *manifest, size_t *size, size_t *patch)
+{
+    char *json = NULL;
+
+    cr_assert_eq(manifest_build(manifest, &json, size, patch), 0);
+    return json;
+}
+
+Test(manifest, goes_there_and_back)
+{
+    struct manifest given = sample(), got;
+    size_t size, patch[2];
+    char *json = build(&given, &size, patch);
+    const char *reason = "";
+
+    cr_assert_eq(manifest_parse(json, size, &got, &reason), 0, "%s", reason);
+    free(json);
+    cr_assert_eq(got.version, MANIFEST_VERSION);
+    cr_assert_eq(got.world_size, 2);
+    cr_assert_arr_eq(got.save_id, given.save_id, 16);
+    cr_assert_eq(got.sequence, given.sequence);
+    cr_assert_eq(got.time_seconds, given.time_seconds);
+    cr_assert_eq(got.metadata_count, 2);
+    cr_assert_str_eq(got.metadata[1].value, pairs[1].value);
+    cr_assert_eq(got.file_count, 4);
+    for (size_t i = 0; i < 4; i++) {
+        cr_assert_str_eq(got.files[i].name, files[i].name);
+        cr_assert_eq(got.files[i].kind, files[i].kind);
+        cr_assert_eq(got.files[i].rank, files[i].rank);
+        cr_assert_eq(got.files[i].size, files[i].size);
+        cr_assert_eq(got.files[i].header_size, files[i].header_size);
+        cr_assert(digest_equal(got.files[i].digest, files[i].digest));
+    }
+    cr_assert_eq(got.digests_count, 2);
+    cr_assert_str_eq(got.digests[1].name, digests[1].name);
+    cr_assert_eq(got.digests[1].size, 64);
+    cr_assert(digest_equal(got.digests[1].digest, digests[1].digest));
+    cr_assert_eq(got.object_count, 2);
+    cr_assert_str_eq(got.objects[1].name, "rng");
+    cr_assert_str_eq(got.objects[1].kind, "bytes");
+    cr_assert_str_eq(got.objects[1].file, "objects-00001.bin");
+    cr_assert_eq(got.objects[1].rank, 1);
+    cr_assert_eq(got.objects[1].file_offset, 60);
+    cr_assert_eq(got.objects[1].size, 40);
+    cr_assert_eq(got.alias_count, 2);
+    cr_assert_str_eq(got.aliases[1].alias, "tied\\2");
+    cr_assert_str_eq(got.aliases[1].stored, "wte.weight");
+    cr_assert_eq(got.shape_count, 2);
+    cr_assert_eq(got.shapes[0].rank, 2);
+    cr_assert_eq(got.shapes[0].global_shape[1], 4096);
+    cr_assert_eq(got.shapes[1].rank, 0);
+    manifest_deinit(&got);
+}
+
+Test(manifest, of_nothing_goes_there_and_back)
+{
+    struct manifest given = { .world_size = 1 }, got;
+    size_t size;
+    char *json = build(&given, &size, NULL);
+    const char *reason = "";
+
+    cr_assert_eq(manifest_parse(json, size, &got, &reason), 0, "%s", reason);
+    cr_assert_eq(got.file_count, 0);
+    manifest_deinit(&got);
+    free(json);
+}
+
+/* The writer fills the digest in without parsing. */
+Test(manifest, digest_is_patched_in_place)
+{
+    struct manifest given = sample(), got;
+    size_t size, patch[2];
+    char *json = build(&given, &size, patch), hex[DIGEST_HEX_BYTES + 1];
+    struct digest late[2] = { hash_bytes("0", 1), hash_bytes("1", 1) };
+    const char *reason = "";
+
+    for (size_t i = 0; i < 2; i++) {
+        digest_to_hex(late[i], hex);
+        memcpy(json + patch[i], hex, DIGEST_HEX_BYTES);
+    }
+    cr_assert_eq(manifest_parse(json, size, &got, &reason), 0, "%s", reason);
+    cr_assert(digest_equal(got.digests[0].digest, late[0]));
+    cr_assert(digest_equal(got.digests[1].digest, late[1]));
+    manifest_deinit(&got);
+    free(json);
+}
+
+Test(manifest, times_go_there_and_back)
+{
+    const uint64_t times[] = { 0, 59, 86399, 86400, 951782400 /* 2000-02-29 */, 951868799, 951868800, 1795314300, 4107542399, 4107542400,
+                               253402300799 };
+
+    for (size_t i = 0; i < sizeof times / sizeof *times; i++) {
+        struct manifest given = { .world_size = 1, .time_seconds = times[i] }, got;
+        size_t size;
+        char *json = build(&given, &size, NULL);
+        const char *reason = "";
+
+        cr_assert_eq(manifest_parse(json, size, &got, &reason), 0, "%s", reason);
+        cr_assert_eq(got.time_seconds, times[i]);
+        manifest_deinit(&got);
+        free(json);
+    }
+}
+
+Test(manifest, time_reads_as_people_write_it)
+{
+    struct manifest given = { .world_size = 1, .time_seconds = 951825661 };
+    size_t size;
+    char *json = build(&given, &size, NULL);
+
+    cr_assert_not_null(memmem(json, size, "\"time\":\"2000-02-29T12:01:01Z\"", 29));
+    free(json);
+    given.time_seconds = UINT64_C(253402300800);
+    cr_assert_eq(manifest_build(&given, &json, &size, NULL), -EINVAL);
+}
+
+/* Bad input ---------------------------------------------------------------------------------------------------------- */
+
+#define ID "\"save_id\":\"00000000000000000000000000000000\""
+#define HEX "\"11111111111111111111111111111111\""
+#define FRONT "{\"tspool_manifest\":1," ID ",\"sequence\":1,\"world_size\":1"
+#define FILE_OF(name, kind, rank, size, header) "{\"name\":\"" name "\",\"kind\":\"" kind "\",\"rank\":" #rank ",\"size\":" #size \
+                                                ",\"header_size\":" #header ",\"header_digest\":" HEX "}"
+#define OBJECT_IN(file, offset, size) "{\"name\":\"o\",\"kind\":\"json\",\"rank\":0,\"file\":\"" file "\",\"offset\":" #offset ",\"size\":" #size \
+                                      ",\"digest\":" HEX "}"
+
+static void assert_outcome(const char *json, int expected, const char *reason_part)
+{
+    struct manifest manifest = { .version = 99 };
+    const char *reason = "";
+    char *copy = malloc(strlen(json) + 1);
+    int error;
+
+    memcpy(copy, json, strlen(json));
+    error = manifest_parse(copy, strlen(json), &manifest, &reason);
+    free(copy);
+    cr_assert_eq(error, expected, "%s: %d %s", json, error, reason);
+    if (error) {
+        cr_assert(strstr(reason, reason_part), "%s: refused because %s, not %s", json, reason, reason_part);
+        cr_assert_eq(manifest.version, 99);
+    } else
+        manifest_deinit(&manifest);
+}
+
+static void assert_refused(const char *json, const char *reason_part) { assert_outcome(json, -EBADMSG, reason_part); }
+
+Test(manifest, unknown_members_are_ignored)
+{
+    assert_outcome(FRONT ",\"future\":{\"x\":[1,{}]},\"files\":[],\"digests\":[]}", 0, "");
+    assert_outcome("{\"digests\":[],\"files\":[],\"world_size\":1,\"sequence\":1," ID ",\"tspool_manifest\":1}", 0, "");
+}
+
+Test(manifest, a_newer_version_is_not_called_damaged)
+{
+    assert_outcome("{\"tspool_manifest\":2}", -EPROTO, "newer");
+    assert_outcome("{\"files\":{},\"tspool_manifest\":18446744073709551615}", -EPROTO, "newer");
+    assert_refused("{\"tspool_manifest\":0}", "zero");
+    assert_refused("{\"tspool_manifest\":2}}", "after");
+    assert_refused("{}", "missing");
+}
+
+Test(manifest, files_stay_in_the_directory)
+{
+    assert_outcome(FRONT ",\"files\":[" FILE_OF("a", "safetensors", 0, 10, 10) "],\"digests\":[]}", 0, "");
+    assert_refused(FRONT ",\"files\":[" FILE_OF("../a", "safetensors", 0, 10, 10) "],\"digests\":[]}", "plain name");
+    assert_refused(FRONT ",\"files\":[" FILE_OF("/a", "safetensors", 0, 10, 10) "],\"digests\":[]}", "plain name");
+    assert_refused(FRONT ",\"files\":[" FILE_OF("", "safetensors", 0, 10, 10) "],\"digests\":[]}", "plain name");
+    assert_refused(FRONT ",\"files\":[],\"digests\":[{\"name\":\"a/b\",\"rank\":0,\"size\":64,\"digest\":" HEX "}]}", "plain name");
+}
+
+Test(manifest, files_are_listed_once_and_are_consistent)
+{
+    assert_refused(FRONT ",\"files\":[" FILE_OF("a", "index", 0, 1, 1) "," FILE_OF("a", "objects", 0, 1, 1) "],\"digests\":[]}", "twice");
+    assert_refused(FRONT ",\"files\":[" FILE_OF("a", "index", 0, 1, 1) "],\"digests\":[{\"name\":\"a\",\"rank\":0,\"size\":64,\"digest\":" HEX
+                   "}]}", "twice");
+    assert_refused(FRONT ",\"files\":[" FILE_OF("a", "index", 0, 1, 2) "],\"digests\":[]}", "larger than the file");
+    assert_refused(FRONT ",\"files\":[" FILE_OF("a", "index", 1, 1, 1) "],\"digests\":[]}", "world size");
+    assert_refused(FRONT ",\"files\":[" FILE_OF("a", "image", 0, 1, 1) "],\"digests\":[]}", "kind");
+    assert_refused(FRONT ",\"files\":[" FILE_OF("a", "index", 4294967296, 1, 1) "],\"digests\":[]}", "32 bits");
+    assert_refused(FRONT ",\"files\":[{\"name\":\"a\"}],\"digests\":[]}", "missing");
+    assert_refused(FRONT ",\"digests\":[]}", "missing");
+    assert_refused(FRONT ",\"sequence\":1,\"files\":[],\"digests\":[]}", "twice");
+}
+
+Test(manifest, objects_lie_within_their_files)
+{
+#define WITH_OBJECT(object) FRONT ",\"files\":[" FILE_OF("o.bin", "objects", 0, 10, 10) "," FILE_OF("s", "safetensors", 0, 10, 10) \
+                            "],\"digests\":[],\"objects\":[" object "]}"
+    assert_outcome(WITH_OBJECT(OBJECT_IN("o.bin", 0, 10)), 0, "");
+    assert_outcome(WITH_OBJECT(OBJECT_IN("o.bin", 10, 0)), 0, "");
+    assert_refused(WITH_OBJECT(OBJECT_IN("o.bin", 1, 10)), "beyond the end");
+    assert_refused(WITH_OBJECT(OBJECT_IN("o.bin", 18446744073709551615, 2)), "beyond the end");
+    assert_refused(WITH_OBJECT(OBJECT_IN("s", 0, 1)), "not listed for objects");
+    assert_refused(WITH_OBJECT(OBJECT_IN("gone", 0, 1)), "not listed for objects");
+    assert_refused(WITH_OBJECT(OBJECT_IN("../o", 0, 1)), "plain name");
+}
+
+Test(manifest, maps_name_each_thing_once)
+{
+    assert_refused(FRONT ",\"files\":[],\"digests\":[],\"metadata\":{\"a\":\"1\",\"a\":\"1\"}}", "twice");
+    assert_refused(FRONT ",\"files\":[],\"digests\":[],\"aliases\":{\"a\":\"b\",\"\\u0061\":\"c\"}}", "twice");
+    assert_refused(FRONT ",\"files\":[],\"digests\":[],\"shards\":{\"a\":[1],\"a\":[1]}}", "twice");
+    assert_refused(FRONT ",\"files\":[],\"digests\":[],\"aliases\":{\"a\":\"a\"}}", "itself");
+    assert_refused(FRONT ",\"files\":[],\"digests\":[],\"metadata\":{\"a\":1}}", "string");
+    assert_refused(FRONT ",\"files\":[],\"digests\":[],\"time\":\"yesterday\"}", "time");
+    assert_refused(FRONT ",\"files\":[],\"digests\":[],\"time\":\"2026-13-01T00:00:00Z\"}", "time");
+}
+
+Test(manifest, ids_and_digests_are_hex)
+{
+    assert_refused("{\"tspool_manifest\":1,\"save_id\":\"0000000000000000000000000000000\",\"sequence\":1,\"world_size\":1,\"files\":[],"
+                   "\"digests\":[]}", "hex");
+    assert_refused("{\"tspool_manifest\":1,\"save_id\":\"0000000000000000000000000000000G\",\"sequence\":1,\"world_size\":1,\"files\":[],"
+                   "\"digests\":[]}", "hex");
+    assert_refused("{\"tspool_manifest\":1," ID ",\"sequence\":1,\"world_size\":0,\"files\":[" FILE_OF("a", "index", 0, 1, 1) "],"
+                   "\"digests\":[]}", "world size");
+}
+
+Test(manifest, every_truncation_is_refused)
+{
+    struct manifest given = sample(), got;
+    size_t size, patch[2];
+    char *json = build(&given, &size, patch);
+    const char *reason;
+
+    for (size_t cut = 0; cut < size - 1; cut++) { /* the last byte is a line break */
+        char *copy = malloc(cut ? cut : 1);
+
+        memcpy(copy, json, cut);
+        cr_assert_eq(manifest_parse(copy, cut, &got, &reason), -EBADMSG, "%zu of %zu", cut, size);
+        free(copy);
+    }
+    free(json);
+}
+
+Test(manifest, every_flipped_byte_parses_or_is_refused)
+{
+    struct manifest given = sample(), got;
+    size_t size, patch[2];
+    char *json = build(&given, &size, patch);
+    const unsigned char flips[] = { 0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80, 0xff, 0x5a };
+
+    for (size_t i = 0; i < size; i++)
+        for (size_t f = 0; f < sizeof flips; f++) {
+            const char *reason = NULL;
+            int error;
+
+            json[i] ^= (char)flips[f];
+            error = manifest_parse(json, size, &got, &reason);
+            json[i] ^= (char)flips[f];
+            if (!error) {
+                cr_assert_eq(got.version, MANIFEST_VERSION);
+                manifest_deinit(&got);
+                continue;
+            }
+            cr_assert(error == -EBADMSG || error == -EPROTO, "byte %zu: %d", i, error);
+            cr_assert_not_null(reason);
+        }
+    free(json);
+}
+
+/* A tie per tensor of the largest state dict: seconds would be paid at each open. */
+Test(manifest, a_million_aliases_go_there_and_back, .timeout = 30)
+{
+    enum { COUNT = 1000000 };
+    char (*names)[16] = malloc(COUNT * sizeof *names);
+    struct manifest given = { .world_size = 1, .aliases = malloc(COUNT * sizeof *given.aliases), .alias_count = COUNT }, got;
+    const char *reason = "";
+    char *json;
+    size_t size;
+
+    for (size_t i = 0; i < COUNT; i++) {
+        snprintf(names[i], sizeof names[i], "alias.%zu", i);
+        given.aliases[i] = (struct manifest_alias){ names[i], "stored" };
+    }
+    json = build(&given, &size, NULL);
+    cr_assert_eq(manifest_parse(json, size, &got, &reason), 0, "%s", reason);
+    cr_assert_eq(got.alias_count, COUNT);
+    for (size_t i = 0; i < COUNT; i++)
+        cr_assert_str_eq(got.aliases[i].alias, names[i]);
+    manifest_deinit(&got);
+    free(json);
+    free(given.aliases);
+    free(names);
+}
