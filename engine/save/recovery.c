@@ -1,0 +1,215 @@
+/* save/recovery.c - see recovery.h.
+ *
+ *   look at <name>:   ours -> sync the root: PUBLISHED; then sweep the hidden directory, which holds the exchanged old one
+ *                     not ours or absent -> look at the hidden directory: another's manifest there is an old checkpoint
+ *                     that was put aside and must stay; else sweep it: ABSENT
+ *                     cannot be looked at -> UNCLEAR, nothing is removed
+ *   sweep: only while the part record's lock can be had; a writer that is stuck in the kernel still holds it.
+ */
+#include <save/recovery.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void look_begin(struct recovery *recovery, bool at_hidden)
+{
+    recovery->at_hidden = at_hidden;
+    recovery->sight = SIGHT_NONE;
+    recovery->step = LOOK_OPEN;
+}
+
+/* What both looks together say. */
+static void look_end(struct recovery *recovery)
+{
+    if (!recovery->at_hidden) {
+        recovery->name_sight = recovery->sight;
+        if (recovery->sight == SIGHT_ERROR) {
+            recovery->outcome = RECOVERY_UNCLEAR;
+            recovery->step = RECOVERY_DONE;
+        } else if (recovery->sight == SIGHT_OURS)
+            recovery->step = SYNC_ROOT;
+        else
+            look_begin(recovery, true);
+        return;
+    }
+    recovery->hidden_sight = recovery->sight;
+    recovery->outcome = RECOVERY_ABSENT;
+    recovery->left = recovery->sight == SIGHT_OTHER || recovery->sight == SIGHT_ERROR;
+    recovery->step = recovery->left ? RECOVERY_DONE : SWEEP_OPEN;
+}
+
+/* Takes the result of the step that just ended and names the next one. */
+static void advance(struct recovery *recovery, int64_t result)
+{
+    switch (recovery->step) {
+    case LOOK_OPEN:
+        recovery->directory = (int)result;
+        recovery->step = LOOK_OPEN_MANIFEST;
+        if (result < 0) {
+            /* ENOTDIR, ELOOP: somebody's file of that name; not ours. */
+            recovery->sight = result == -ENOENT ? SIGHT_NONE
+                            : result == -ENOTDIR || result == -ELOOP ? SIGHT_OTHER : SIGHT_ERROR;
+            look_end(recovery);
+        }
+        return;
+    case LOOK_OPEN_MANIFEST:
+        recovery->file = (int)result;
+        recovery->sight = result >= 0 || result == -ENOENT ? SIGHT_NONE : SIGHT_ERROR;
+        recovery->step = result >= 0 ? LOOK_READ : LOOK_CLOSE;
+        return;
+    case LOOK_READ:
+        recovery->sight = result < 0 ? SIGHT_ERROR
+                        : recovery->front_size > 0 && (size_t)result == recovery->front_size
+                              && memcmp(recovery->seen, recovery->front, recovery->front_size) == 0 ? SIGHT_OURS : SIGHT_OTHER;
+        recovery->step = LOOK_CLOSE_MANIFEST;
+        return;
+    case LOOK_CLOSE_MANIFEST:
+        recovery->step = LOOK_CLOSE;
+        return;
+    case LOOK_CLOSE:
+        look_end(recovery);
+        return;
+    case SYNC_ROOT:
+        recovery->outcome = result < 0 ? RECOVERY_UNCLEAR : RECOVERY_PUBLISHED;
+        recovery->step = result < 0 ? RECOVERY_DONE : SWEEP_OPEN;
+        return;
+    case SWEEP_OPEN:
+        recovery->directory = (int)result;
+        recovery->left = result < 0 && result != -ENOENT;
+        recovery->step = result < 0 ? RECOVERY_DONE : SWEEP_OPEN_PART;
+        return;
+    case SWEEP_OPEN_PART:
+        recovery->file = (int)result;
+        recovery->step = result < 0 ? SWEEP_LIST : SWEEP_LOCK;
+        return;
+    case SWEEP_LOCK:
+        recovery->left = result < 0;
+        recovery->step = result < 0 ? SWEEP_CLOSE_PART : SWEEP_LIST;
+        return;
+    case SWEEP_LIST:
+        recovery->left = result < 0;
+        recovery->step = result < 0 || recovery->list.count == 0 ? SWEEP_CLOSE_PART : SWEEP_UNLINK;
+        return;
+    case SWEEP_UNLINK:
+        recovery->list_position++;
+        if (recovery->list_position == recovery->list.count)
+            recovery->step = SWEEP_CLOSE_PART;
+        return;
+    case SWEEP_CLOSE_PART:
+        recovery->step = SWEEP_CLOSE;
+        return;
+    case SWEEP_CLOSE:
+        recovery->step = recovery->left ? RECOVERY_DONE : SWEEP_REMOVE;
+        return;
+    case SWEEP_REMOVE:
+        recovery->left = result < 0 && result != -ENOENT;
+        recovery->step = RECOVERY_DONE;
+        return;
+    case RECOVERY_DONE:
+        return;
+    }
+}
+
+static void compose(struct recovery *recovery, struct op *op)
+{
+    const char *name = recovery->at_hidden ? recovery->hidden : recovery->name;
+
+    *op = (struct op){ .owner = op->owner };
+    switch (recovery->step) {
+    case LOOK_OPEN:
+        op->kind = OP_OPEN, op->handle = recovery->root, op->name = name, op->flags = OPEN_READ | OPEN_DIRECTORY;
+        return;
+    case LOOK_OPEN_MANIFEST:
+        op->kind = OP_OPEN, op->handle = recovery->directory, op->name = MANIFEST_NAME, op->flags = OPEN_READ;
+        return;
+    case LOOK_READ:
+        op->kind = OP_READ, op->handle = recovery->file, op->memory = recovery->seen, op->size = recovery->front_size;
+        return;
+    case LOOK_CLOSE_MANIFEST:
+    case SWEEP_CLOSE_PART:
+        op->kind = OP_CLOSE, op->handle = recovery->file;
+        return;
+    case LOOK_CLOSE:
+    case SWEEP_CLOSE:
+        op->kind = OP_CLOSE, op->handle = recovery->directory;
+        return;
+    case SYNC_ROOT:
+        op->kind = OP_FSYNC, op->handle = recovery->root;
+        return;
+    case SWEEP_OPEN:
+        op->kind = OP_OPEN, op->handle = recovery->root, op->name = recovery->hidden, op->flags = OPEN_READ | OPEN_DIRECTORY;
+        return;
+    case SWEEP_OPEN_PART:
+        op->kind = OP_OPEN, op->handle = recovery->directory, op->name = recovery->part, op->flags = OPEN_READ;
+        return;
+    case SWEEP_LOCK:
+        op->kind = OP_LOCK, op->handle = recovery->file;
+        return;
+    case SWEEP_LIST:
+        op->kind = OP_LIST, op->handle = recovery->directory, op->list = &recovery->list;
+        return;
+    case SWEEP_UNLINK:
+        op->kind = OP_UNLINK, op->handle = recovery->directory, op->name = recovery->list.names[recovery->list_position];
+        return;
+    case SWEEP_REMOVE:
+        op->kind = OP_UNLINK, op->handle = recovery->root, op->name = recovery->hidden, op->flags = UNLINK_DIRECTORY;
+        return;
+    case RECOVERY_DONE:
+        return;
+    }
+}
+
+static bool is_needless(const struct recovery *recovery)
+{
+    return recovery->step == SWEEP_CLOSE_PART && recovery->file < 0;
+}
+
+/* Submits the op of the current step; one that is refused counts as failed. */
+static void run(struct recovery *recovery, struct io *io)
+{
+    while (recovery->step != RECOVERY_DONE) {
+        int error = 0;
+
+        if (!is_needless(recovery)) {
+            compose(recovery, &recovery->op);
+            error = io_submit(io, &recovery->op);
+            recovery->in_flight = error == 0;
+            if (error == 0)
+                return;
+        }
+        advance(recovery, error);
+    }
+}
+
+int recovery_start(struct recovery *recovery, struct io *io, int root, const char *name, const uint8_t save_id[16], uint32_t rank,
+                   const char *front, size_t front_size)
+{
+    void *owner = recovery->op.owner;
+    char *seen = malloc(front_size ? front_size : 1);
+
+    if (!seen)
+        return -ENOMEM;
+    *recovery = (struct recovery){ .op.owner = owner, .root = root, .directory = -1, .file = -1, .name = name,
+                                   .front = front, .front_size = front_size, .seen = seen };
+    hidden_name_make(name, save_id, recovery->hidden);
+    part_name_make(rank, recovery->part);
+    look_begin(recovery, false);
+    run(recovery, io);
+    return 0;
+}
+
+void recovery_step(struct recovery *recovery, struct io *io, int64_t result)
+{
+    recovery->in_flight = false;
+    advance(recovery, result);
+    run(recovery, io);
+}
+
+void recovery_deinit(struct recovery *recovery)
+{
+    io_list_free(&recovery->list);
+    free(recovery->seen);
+    recovery->seen = NULL;
+    recovery->list = (struct io_list){ 0 };
+}

@@ -1,0 +1,54 @@
+/* save/recovery.h - after a writer's death: did the save get published, and what did it leave behind?
+ *
+ * Looking comes first: death between the rename and its report leaves a published checkpoint. It is known by the front of
+ * its manifest (save id, sequence and time are in it), which the trainer composed itself. What is not published is swept.
+ * One operation at a time over the supervisor's io; it never blocks the supervisor.
+ */
+#ifndef SAVE_RECOVERY_H
+#define SAVE_RECOVERY_H
+
+#include <base/names.h>
+#include <io/io.h>
+
+enum recovery_outcome {
+    RECOVERY_RUNNING = 0,
+    RECOVERY_PUBLISHED,  /* it stands under its name, and the root was synced */
+    RECOVERY_ABSENT,     /* it does not stand; what was left of it is removed, as far as it could be */
+    RECOVERY_UNCLEAR     /* the name could not be looked at; nothing was removed */
+};
+
+enum recovery_step {
+    LOOK_OPEN, LOOK_OPEN_MANIFEST, LOOK_READ, LOOK_CLOSE_MANIFEST, LOOK_CLOSE,   /* name first, then the hidden directory */
+    SYNC_ROOT,
+    SWEEP_OPEN, SWEEP_OPEN_PART, SWEEP_LOCK, SWEEP_LIST, SWEEP_UNLINK, SWEEP_CLOSE_PART, SWEEP_CLOSE, SWEEP_REMOVE,
+    RECOVERY_DONE
+};
+
+enum recovery_sight { SIGHT_NONE, SIGHT_OURS, SIGHT_OTHER, SIGHT_ERROR };
+
+struct recovery {
+    struct op op;
+    bool in_flight;
+    enum recovery_step step;
+    enum recovery_outcome outcome;
+    enum recovery_sight name_sight, hidden_sight, sight;
+    bool at_hidden;
+    int root, directory, file;
+    const char *name;              /* the save's; outlives the recovery */
+    char hidden[HIDDEN_NAME_MAX + 1], part[SHARD_FILE_NAME_MAX + 1];
+    const char *front;             /* how our manifest begins; NULL: none was sent */
+    size_t front_size;
+    char *seen;                    /* front_size bytes */
+    struct io_list list;
+    size_t list_position;
+    bool left;                     /* something of it could not be removed */
+};
+
+/* -ENOMEM: then nothing was started. */
+int recovery_start(struct recovery *recovery, struct io *io, int root, const char *name, const uint8_t save_id[16], uint32_t rank,
+                   const char *front, size_t front_size);
+/* The recovery's op completed. Submits the next, or sets `outcome`. */
+void recovery_step(struct recovery *recovery, struct io *io, int64_t result);
+void recovery_deinit(struct recovery *recovery);
+
+#endif
