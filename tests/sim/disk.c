@@ -1,5 +1,5 @@
 /* sim/disk.c - the simulated disk itself: what a power cut leaves is what Linux and POSIX allow, and the known traps show. */
-#include "sim_disk.h"
+#include "power_cuts.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -187,7 +187,7 @@ Test(disk, fsync_after_a_failed_fsync_succeeds_and_saves_nothing)
 Test(disk, strict_order_keeps_the_second_of_two_renames_without_the_first)
 {
     struct sim_disk *strict = disk_make(SIM_STRICT), *journal = disk_make(SIM_JOURNAL), *found;
-    bool second_only[2] = { false, true };
+    bool second_only[2] = { false, true }, completed[2] = { false, true };
 
     for (int i = 0; i < 2; i++) {
         struct sim_disk *disk = i ? journal : strict;
@@ -199,8 +199,10 @@ Test(disk, strict_order_keeps_the_second_of_two_renames_without_the_first)
         cr_assert_eq(sim_disk_rename(disk, SIM_ROOT, "b", SIM_ROOT, "b2", RENAME_PLAIN), 0);
         cr_assert_eq(sim_disk_pending(disk), 2);
     }
-    cr_assert(sim_disk_may_keep(strict, second_only));
-    cr_assert_not(sim_disk_may_keep(journal, second_only));
+    sim_disk_complete(strict, completed);
+    cr_assert(completed[1] && !completed[0]);
+    sim_disk_complete(journal, completed);
+    cr_assert(completed[1] && completed[0], "a journal keeps the first with the second");
     found = sim_disk_power_cut(strict, second_only);
     cr_assert(has(found, "a") && has(found, "b2") && !has(found, "b"));
     sim_disk_destroy(found);
@@ -326,5 +328,81 @@ Test(disk, fingerprint_tells_names_sizes_and_bytes_apart)
     cr_assert_eq(sim_disk_resize(disk, file, 4), 0);
     cr_assert_eq(sim_disk_rename(disk, directory, "a", directory, "b", RENAME_PLAIN), 0);
     cr_assert_not(digest_equal(before, sim_disk_fingerprint(disk, directory)));
+    sim_disk_destroy(disk);
+}
+
+/* Power cuts ---------------------------------------------------------------------------------------------------------- */
+
+static bool count_states(const struct sim_disk *disk, const bool *kept, void *context)
+{
+    struct digest (*seen)[64] = context;
+    struct sim_disk *found = sim_disk_power_cut(disk, kept);
+    struct digest state = sim_disk_fingerprint(found, SIM_ROOT), none = { { 0 } };
+    size_t i = 0;
+
+    sim_disk_destroy(found);
+    while (i < 63 && !digest_equal((*seen)[i], none) && !digest_equal((*seen)[i], state))
+        i++;
+    (*seen)[i] = state;
+    return true;
+}
+
+static size_t distinct_states(const struct sim_disk *disk, const struct power_cuts *cuts, uint64_t *visits)
+{
+    struct digest seen[64], none = { { 0 } };
+    size_t count = 0;
+
+    memset(seen, 0, sizeof(seen));
+    *visits = power_cuts_each(disk, cuts, count_states, seen);
+    while (count < 64 && !digest_equal(seen[count], none))
+        count++;
+    return count;
+}
+
+Test(power_cuts, every_subset_is_visited_once_and_journals_allow_fewer)
+{
+    struct power_cuts cuts = { .exhaustive = 12 };
+    uint64_t visits;
+
+    for (int ordering = SIM_STRICT; ordering <= SIM_JOURNAL; ordering++) {
+        struct sim_disk *disk = disk_make((enum sim_ordering)ordering);
+
+        file_make(disk, SIM_ROOT, "a", "");
+        file_make(disk, SIM_ROOT, "b", "");
+        file_make(disk, SIM_ROOT, "c", "");
+        cr_expect_eq(distinct_states(disk, &cuts, &visits), ordering == SIM_STRICT ? 8 : 4);
+        cr_expect_eq(visits, ordering == SIM_STRICT ? 8 : 4);
+        sim_disk_destroy(disk);
+    }
+}
+
+Test(power_cuts, focus_varies_only_what_can_show_under_the_name)
+{
+    struct sim_disk *disk = disk_make(SIM_STRICT);
+    struct power_cuts cuts = { .directory = SIM_ROOT, .name = "step", .exhaustive = 12 };
+    uint32_t hidden = directory_make(disk, SIM_ROOT, "hidden");
+    uint64_t visits;
+
+    file_make(disk, SIM_ROOT, "other", "text");
+    file_make(disk, hidden, "model", "weights");
+    distinct_states(disk, &cuts, &visits);
+    cr_expect_eq(visits, 1, "nothing can be under that name yet");
+    cr_assert_eq(sim_disk_rename(disk, SIM_ROOT, "hidden", SIM_ROOT, "step", RENAME_PLAIN), 0);
+    distinct_states(disk, &cuts, &visits);
+    cr_expect_eq(visits, 16, "the rename, the entry of model, its sector and its size");
+    sim_disk_destroy(disk);
+}
+
+Test(power_cuts, beyond_the_bound_each_single_loss_is_visited)
+{
+    struct sim_disk *disk = disk_make(SIM_STRICT);
+    struct power_cuts cuts = { .exhaustive = 4, .samples = 100, .seed = 1 };
+    uint64_t visits;
+
+    file_make(disk, SIM_ROOT, "a", "1");
+    file_make(disk, SIM_ROOT, "b", "2");
+    cr_assert_eq(sim_disk_pending(disk), 6);
+    distinct_states(disk, &cuts, &visits);
+    cr_expect_eq(visits, 2 * 6 + 7 + 100);
     sim_disk_destroy(disk);
 }

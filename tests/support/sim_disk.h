@@ -81,10 +81,13 @@ void sim_disk_sync_all(struct sim_disk *disk);
 /* Effects that are not durable, oldest first. */
 size_t sim_disk_pending(const struct sim_disk *disk);
 void sim_disk_describe(const struct sim_disk *disk, size_t effect, char *text, size_t size);
-/* Whether a power cut may keep exactly those (always true with SIM_STRICT). */
-bool sim_disk_may_keep(const struct sim_disk *disk, const bool *kept);
 /* The disk as found after the power cut; everything on it is durable. */
 struct sim_disk *sim_disk_power_cut(const struct sim_disk *disk, const bool *kept);
+
+/* Which effects can have any influence on what a power cut leaves under `name` of `directory`: relevant[effect] is set. */
+void sim_disk_relevant(const struct sim_disk *disk, uint32_t directory, const char *name, bool *relevant);
+/* Adds to `kept` whatever must be kept with it. */
+void sim_disk_complete(const struct sim_disk *disk, bool *kept);
 
 /* Digest of a file, or of a directory with all below it: names, sizes, bytes. */
 struct digest sim_disk_fingerprint(const struct sim_disk *disk, uint32_t inode);

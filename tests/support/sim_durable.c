@@ -167,19 +167,51 @@ void sim_disk_describe(const struct sim_disk *disk, size_t number, char *text, s
     }
 }
 
-bool sim_disk_may_keep(const struct sim_disk *disk, const bool *kept)
+void sim_disk_complete(const struct sim_disk *disk, bool *kept)
 {
-    bool *closed, possible;
+    if (disk->settings.ordering == SIM_JOURNAL)
+        journal_close(disk, kept);
+}
 
-    if (disk->settings.ordering == SIM_STRICT)
-        return true;
-    if (!(closed = malloc((disk->effect_count + 1) * sizeof(bool))))
+static bool assigns(const struct sim_effect *effect, uint32_t directory, const char *name)
+{
+    if (effect->kind != EFFECT_ENTRY || effect->inode != directory)
+        return false;
+    for (unsigned i = 0; i < effect->assignment_count; i++)
+        if (strcmp(effect->assignments[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+/* Marks the inode and whatever it may have below it, durable or pending. */
+static void reach(const struct sim_disk *disk, uint32_t number, bool *reached)
+{
+    const struct sim_inode *inode = &disk->inodes[number];
+
+    if (!number || reached[number])
+        return;
+    reached[number] = true;
+    for (size_t i = 0; i < inode->names_durable.count; i++)
+        reach(disk, inode->names_durable.items[i].inode, reached);
+    for (size_t i = 0; i < disk->effect_count; i++)
+        for (unsigned j = 0; disk->effects[i].inode == number && j < disk->effects[i].assignment_count; j++)
+            reach(disk, disk->effects[i].assignments[j].inode, reached);
+}
+
+void sim_disk_relevant(const struct sim_disk *disk, uint32_t directory, const char *name, bool *relevant)
+{
+    bool *reached = calloc(disk->inode_count, sizeof(bool));
+
+    if (!reached)
         abort();
-    memcpy(closed, kept, disk->effect_count * sizeof(bool));
-    journal_close(disk, closed);
-    possible = memcmp(closed, kept, disk->effect_count * sizeof(bool)) == 0;
-    free(closed);
-    return possible;
+    reach(disk, entries_find(&disk->inodes[directory].names_durable, name), reached);
+    for (size_t i = 0; i < disk->effect_count; i++)
+        for (unsigned j = 0; assigns(&disk->effects[i], directory, name) && j < disk->effects[i].assignment_count; j++)
+            if (strcmp(disk->effects[i].assignments[j].name, name) == 0)
+                reach(disk, disk->effects[i].assignments[j].inode, reached);
+    for (size_t i = 0; i < disk->effect_count; i++)
+        relevant[i] = reached[disk->effects[i].inode] || assigns(&disk->effects[i], directory, name);
+    free(reached);
 }
 
 /* What is durable becomes what is seen. Names are set again from the tree: a power cut may have left an older one. */

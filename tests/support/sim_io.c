@@ -205,7 +205,7 @@ static void event_defer(struct sim_event *event)
     event_append(&world->deferred, event);
 }
 
-static void deferred_execute(struct sim_world *world, const struct sim_event *after)
+static void deferred_execute(struct sim_world *world, const struct sim_event *after, int64_t result)
 {
     for (struct sim_event *event = world->deferred, *next; event; event = next) {
         next = event->next;
@@ -214,6 +214,7 @@ static void deferred_execute(struct sim_world *world, const struct sim_event *af
         event_unlink(&world->deferred, event);
         event_trace(event, verb_execute(event));
         event_destroy(world, event);
+        world_observed(world, after, result); /* the moment between the two was one to look at too */
     }
 }
 
@@ -239,8 +240,8 @@ static void event_end(struct sim_event *event, int64_t result)
     event_trace(event, result);
     if (event->op)
         world_ready(world, io, event->op, result);
-    deferred_execute(world, event);
     world_observed(world, event, result);
+    deferred_execute(world, event, result);
     if (deferred)
         event_defer(event);
     else
@@ -683,19 +684,23 @@ void sim_world_destroy(struct sim_world *world)
 struct sim_disk *sim_world_disk(struct sim_world *world) { return world->disk; }
 uint64_t sim_world_now(const struct sim_world *world) { return world->now; }
 
-bool sim_world_next(struct sim_world *world, struct io **io, struct completion *completion)
+int sim_world_next(struct sim_world *world, uint64_t deadline_ns, struct io **io, struct completion *completion)
 {
     while (!world->ready && !world->power_cut) {
         struct sim_event *event = event_next(world);
 
-        if (!event)
-            return false;
+        if (!event && deadline_ns == IO_FOREVER)
+            return -1;
+        if (!event || event->due > max_u64(deadline_ns, world->now)) {
+            world->now = max_u64(world->now, deadline_ns);
+            return 0;
+        }
         event_run(event);
     }
     if (world->power_cut)
-        return false;
+        return -1;
     *io = &world->ready->io->io;
-    return ready_take(world->ready->io, completion, 1) == 1;
+    return (int)ready_take(world->ready->io, completion, 1);
 }
 
 struct sim_disk *sim_world_disk_in_flight(struct sim_world *world)

@@ -51,8 +51,9 @@ void sim_io_kill(struct io *io);
 bool sim_io_is_dead(const struct io *io);
 uint64_t sim_io_ops(const struct io *io); /* submitted so far */
 
-/* The next completion of any process; false when nothing is left that could happen, or after a power cut. */
-bool sim_world_next(struct sim_world *world, struct io **io, struct completion *completion);
+/* The next completion of any process: 1; 0 when now() reached deadline_ns first (IO_FOREVER: never); -1 when nothing is left
+ * that could happen, or after a power cut. */
+int sim_world_next(struct sim_world *world, uint64_t deadline_ns, struct io **io, struct completion *completion);
 
 /* Called after each op that took effect, before anybody has its completion. */
 struct sim_seen {
