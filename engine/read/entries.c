@@ -7,6 +7,7 @@
 #include <base/array.h>
 #include <base/checked.h>
 #include <base/failure.h>
+#include <base/names.h>
 #include <errno.h>
 #include <read/checkpoint.h>
 #include <stdio.h>
@@ -188,6 +189,26 @@ static int tie_add(struct tspool_checkpoint *checkpoint, const char *alias, size
     return 0;
 }
 
+static bool any_is_broken(const struct tspool_checkpoint *checkpoint)
+{
+    for (uint32_t i = 0; i < checkpoint->file_count; i++)
+        if (checkpoint->files[i].broken)
+            return true;
+    return false;
+}
+
+/* What it is tied to is not stored: a lie of the manifest's, unless it stood in a file that is known to be broken. */
+static int tie_miss(struct tspool_checkpoint *checkpoint, const struct manifest_alias *alias, struct tspool_failure *failure)
+{
+    int error;
+
+    if (any_is_broken(checkpoint))
+        return 0;
+    error = failure_set(failure, TSPOOL_STAGE_READ, EBADMSG, FAILURE_AT(.operation = "open", .tensor = alias->alias, .path = checkpoint->path),
+                        "The manifest ties this tensor to %s, which is not stored.", alias->stored);
+    return finding_note(checkpoint, error, MANIFEST_NAME, 0, failure);
+}
+
 static int manifest_ties(struct tspool_checkpoint *checkpoint, struct tspool_failure *failure)
 {
     const struct manifest *manifest = &checkpoint->manifest;
@@ -199,10 +220,8 @@ static int manifest_ties(struct tspool_checkpoint *checkpoint, struct tspool_fai
 
         if (stored < checkpoint->stored_count)
             error = tie_add(checkpoint, alias->alias, stored, failure);
-        else if (!checkpoint->tolerant)
-            error = failure_set(failure, TSPOOL_STAGE_READ, EBADMSG,
-                                FAILURE_AT(.operation = "open", .tensor = alias->alias, .path = checkpoint->path),
-                                "The manifest ties this tensor to %s, which is not stored.", alias->stored);
+        else
+            error = tie_miss(checkpoint, alias, failure);
     }
     return error;
 }

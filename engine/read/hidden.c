@@ -108,7 +108,7 @@ static size_t hidden_candidates(struct io *io, int root, const struct io_list *l
 {
     char base[CHECKPOINT_NAME_MAX + 1];
     uint8_t save_id[16];
-    uint64_t best = 0, sequence;
+    uint64_t best = 0, sequence = 0;
     size_t count = 0;
 
     for (size_t i = 0; i < list->count; i++) {
