@@ -1,0 +1,267 @@
+"""Our header code against Python's safetensors: what it writes we read, what we write it reads, and what it refuses
+we refuse. A header that only we accept would be a checkpoint that nobody else can open.
+
+Run by meson; alone: HEADER_TOOL=build/tests/exchange/header_tool python3 -m pytest tests/exchange
+"""
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+
+try:
+    import numpy
+    import pytest
+    import safetensors
+    import safetensors.numpy
+except ImportError as missing:
+    print(f"skipped: {missing}")
+    sys.exit(77)
+
+TOOL = os.environ.get("HEADER_TOOL", "header_tool")
+ITEM_BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}
+
+
+class Tool:
+    """One header_tool process that answers many files."""
+
+    def __init__(self, mode):
+        self.process = subprocess.Popen([TOOL, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(self, file):
+        self.process.stdin.write(struct.pack("<I", len(file)) + file)
+        self.process.stdin.flush()
+        (size,) = struct.unpack("<I", self.read(4))
+        return self.read(size)
+
+    def read(self, size):
+        answer = self.process.stdout.read(size)
+        assert len(answer) == size, f"header_tool died: {self.process.wait()}"
+        return answer
+
+    def close(self):
+        self.process.stdin.close()
+        assert self.process.wait() == 0
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def parse():
+    tool = Tool("parse")
+    yield lambda file: json.loads(tool.ask(file))
+    tool.close()
+
+
+@pytest.fixture
+def rebuild():
+    tool = Tool("rebuild")
+    yield tool.ask
+    tool.close()
+
+
+def theirs(file):
+    """{name: (dtype, shape, data)} as safetensors reads it, or None when it refuses."""
+    try:
+        return {name: (one["dtype"], one["shape"], bytes(one["data"])) for name, one in safetensors.deserialize(file)}
+    except safetensors.SafetensorError:
+        return None
+
+
+def file_of(header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header, ensure_ascii=False).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def their_metadata(file, tmp_path):
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(file)
+    with safetensors.safe_open(path, "np") as opened:
+        return opened.metadata()
+
+
+NAMES = ["w", "layer.0.weight", "", "é", "€uro", "😀", 'quo"te', "back\\slash", "line\nbreak", "tab\t", "/", "\x7f", "\u2028", "a" * 300]
+
+
+def random_header(chance):
+    """A legal header as a dict, and its data."""
+    header, end = {}, 0
+    for number in range(chance.randrange(6)):
+        dtype = chance.choice(list(ITEM_BITS))
+        shape = [chance.choice([0, 1, 2, 3, 5, 8]) for _ in range(chance.randrange(4))]
+        bits = ITEM_BITS[dtype]
+        for extent in shape:
+            bits *= extent
+        if bits % 8:
+            dtype, shape, bits = "U8", [3], 24
+        header[chance.choice(NAMES) + str(number)] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + bits // 8]}
+        end += bits // 8
+    entries = list(header.items())
+    chance.shuffle(entries)
+    header = dict(entries)
+    if chance.random() < 0.4:
+        header["__metadata__"] = {chance.choice(NAMES): chance.choice(NAMES) for _ in range(chance.randrange(3))}
+    return header, bytes(chance.randrange(256) for _ in range(end))
+
+
+def random_text(chance, header):
+    """One of the many ways to write the same JSON."""
+    text = json.dumps(header, ensure_ascii=chance.random() < 0.5, indent=chance.choice([None, 1]),
+                      separators=chance.choice([(",", ":"), (", ", " : ")]))
+    return (chance.choice(["", " ", "\n\t"]) + text + " " * chance.randrange(9)).encode()
+
+
+def test_files_of_safetensors_are_read(parse, tmp_path):
+    chance = random.Random(1)
+    dtypes = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64", "complex64"]
+    for _ in range(200):
+        tensors = {chance.choice(NAMES) + str(i): numpy.zeros([chance.randrange(4) for _ in range(chance.randrange(4))], chance.choice(dtypes))
+                   for i in range(chance.randrange(8))}
+        metadata = {chance.choice(NAMES): "v"} if chance.random() < 0.5 else None
+        file = safetensors.numpy.save(tensors, metadata)
+        ours = parse(file)
+        assert "refused" not in ours, ours
+        got = {name: (dtype, shape, end - begin) for name, dtype, shape, begin, end, _ in ours["tensors"]}
+        assert got == {name: (dtype, shape, len(data)) for name, (dtype, shape, data) in theirs(file).items()}
+        assert ours["metadata"] == (metadata or {})
+
+
+def test_every_legal_header_is_read_alike(parse):
+    chance = random.Random(2)
+    for _ in range(1500):
+        header, data = random_header(chance)
+        file = file_of(random_text(chance, header), data)
+        reference, ours = theirs(file), parse(file)
+        assert reference is not None
+        assert "refused" not in ours, (ours, file)
+        got = {name: (dtype, shape, data[begin:end]) for name, dtype, shape, begin, end, _ in ours["tensors"]}
+        assert got == reference
+        assert ours["metadata"] == header.get("__metadata__", {})
+
+
+def test_what_is_built_safetensors_opens(rebuild, tmp_path):
+    chance = random.Random(3)
+    for _ in range(400):
+        header, data = random_header(chance)
+        file = file_of(header, data)
+        built = rebuild(file)
+        assert theirs(built) == theirs(file)
+        (length,) = struct.unpack_from("<Q", built)
+        assert (8 + length) % 4096 == 0
+        assert (their_metadata(built, tmp_path) or {}) == header.get("__metadata__", {})
+
+
+def test_sharding_info_is_built_and_read_alike(parse, rebuild, tmp_path):
+    chance = random.Random(4)
+    for _ in range(200):
+        header, data = random_header(chance)
+        header.pop("__metadata__", None)
+        offsets = {name: {"saved_offsets": [chance.randrange(1 << 40) for _ in one["shape"]]} for name, one in header.items()}
+        if not offsets:
+            continue
+        info = json.dumps(offsets, ensure_ascii=chance.random() < 0.5)
+        file = file_of({"__metadata__": {"DCP_SHARDING_INFO": info, "DCP_VERSION": "1.0", "format": "pt"}, **header}, data)
+        built = rebuild(file)
+        assert theirs(built) == theirs(file)
+        metadata = their_metadata(built, tmp_path)
+        assert json.loads(metadata["DCP_SHARDING_INFO"]) == offsets
+        assert (metadata["DCP_VERSION"], metadata["format"]) == ("1.0", "pt")
+        for name, _, _, _, _, ours in parse(built)["tensors"]:
+            assert ours == offsets[name]["saved_offsets"]
+
+
+SPLICES = [b"", b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"0", b"-", b".", b"e5", b"1e999", b"00", b"null", b"true", b" ", b"\0", b"\n",
+           b"\xff", b"\xed\xa0\x80", b"\\u0000", b"\\ud800", b"\\udc00", b"\\ud83d\\ude00", b"\\u00e9", b"18446744073709551616", b"4294967296",
+           b'"__metadata__":{},', b'"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},', b'"dtype":"U8",', b'"y":[[{}]],', b'"y":-0.0e-0,',
+           b"F32", b"F4", b"f32", b"[" * 200, b"\xc3\xa9", b"\xef\xbb\xbf"]
+
+
+def mutate(chance, file):
+    (length,) = struct.unpack_from("<Q", file)
+    text, data = bytearray(file[8:8 + length]), file[8 + length:]
+    for _ in range(chance.choice([1, 1, 1, 2, 3])):
+        at = chance.randrange(len(text) + 1)
+        what = chance.randrange(6)
+        if what == 0 and at < len(text):
+            text[at] = chance.randrange(256)
+        elif what == 1:
+            del text[at:at + chance.randrange(1, 5)]
+        elif what == 2:
+            text[at:at] = chance.choice(SPLICES)
+        elif what == 3:
+            text[at:at + chance.randrange(1, 4)] = chance.choice(SPLICES)
+        elif what == 4:
+            digits = [i for i, byte in enumerate(text) if 48 <= byte <= 57]
+            if digits:
+                text[chance.choice(digits)] = 48 + chance.randrange(10)
+        else:
+            begin = chance.randrange(len(text) + 1)
+            text[at:at] = text[begin:begin + chance.randrange(60)]
+    mutated = file_of(bytes(text), data)
+    what = chance.randrange(20)
+    if what == 0:
+        return mutated[:chance.randrange(len(mutated) + 1)]
+    if what == 1:
+        return mutated + b"\0"
+    if what == 2:
+        return struct.pack("<Q", chance.choice([0, 1, length + 1, length - 1, 1 << 63, 100_000_001])) + mutated[8:]
+    return mutated
+
+
+def stricter_on_purpose(reason):
+    """What safetensors lets pass and we do not, by decision: see engine/format/header_parse.c."""
+    return any(part in reason for part in ("twice", "NUL", "deeply", "out of range", "too long", "an object is expected", "a string is expected",
+                                           "the dtype is unknown", "DCP_SHARDING_INFO"))
+
+
+def test_nothing_is_accepted_that_safetensors_refuses(parse):
+    rounds = int(os.environ.get("HEADER_ROUNDS", "12000"))
+    chance = random.Random(int(os.environ.get("HEADER_SEED", "5")))
+    accepted = refused = 0
+    for _ in range(rounds):
+        header, data = random_header(chance)
+        file = mutate(chance, file_of(random_text(chance, header), data))
+        reference, ours = theirs(file), parse(file)
+        if reference is None:
+            assert "refused" in ours, ("only we accept", file)
+            refused += 1
+        elif "refused" in ours:
+            assert stricter_on_purpose(ours["refused"]), ("only they accept", ours, file)
+        else:
+            (length,) = struct.unpack_from("<Q", file)
+            data = file[8 + length:]
+            assert {name: (dtype, shape, data[begin:end]) for name, dtype, shape, begin, end, _ in ours["tensors"]} == reference
+            accepted += 1
+    assert accepted > rounds // 20 and refused > rounds // 4, (accepted, refused)
+
+
+EMPTY = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+
+
+@pytest.mark.parametrize("text", [
+    "{}", " {} ", '{"__metadata__":null}', '{"__metadata__":{}}', '{"":%s}' % EMPTY, '{"a":%s,"b":%s}' % (EMPTY, EMPTY),
+    '{"a":{"dtype":"U8","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}',
+    '{"a":{"dtype":"U8","shape":[4294967296,4294967296,0],"data_offsets":[0,0]}}',
+    '{"a":{"dtype":"F32","shape":[2305843009213693952,0],"data_offsets":[0,0]}}',
+    '{"a":{"dtype":"F32","shape":[2305843009213693952,2,0],"data_offsets":[0,0]}}',
+    '{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0]}}',
+    '{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0],"x":{"dtype":[1e5,-0,"\\ud83d\\ude00"]}}}',
+    '{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0],"x":1e400}}',
+    '{"a":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}', '{"a":{"dtype":"U8","shape":[0.0],"data_offsets":[0,0]}}',
+    '{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0,0]}}', '{"a":{"dtype":"U8","shape":[0],"data_offsets":[0]}}',
+    '{"a":{"dtype":"U8","shape":[0],"data_offsets":[1,1]}}', '{"a":{"dtype":"u8","shape":[0],"data_offsets":[0,0]}}',
+    '{"\\ud800":%s}' % EMPTY, '{"\\ud83d\\ude00":%s}' % EMPTY, '{"a\n":%s}' % EMPTY, '{"a":%s,}' % EMPTY, '{"a":%s}x' % EMPTY,
+    '{"__metadata__":{"a":1}}', '{"__metadata__":{"a":null}}', '{"__metadata__":[]}', "[]", "null", "", " ",
+    '{"__metadata__":{},"__metadata__":{}}', '{"a":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
+])
+def test_the_hard_cases_are_decided_alike(parse, text):
+    file = file_of(text.encode())
+    assert ("refused" not in parse(file)) == (theirs(file) is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", __file__]))
