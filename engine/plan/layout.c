@@ -18,7 +18,7 @@
 #include <string.h>
 
 #define JSON_FIXED_BYTES 256u          /* braces, "__metadata__", "format", "DCP_VERSION", the frame of DCP_SHARDING_INFO */
-#define FILE_BYTES_MAX ((uint64_t)INT64_MAX - CHUNK_BYTES)
+#define DATA_BYTES_MAX ((uint64_t)INT64_MAX - GIB(1)) /* header and padding come on top, and offsets are off_t */
 
 enum order_class { CLASS_PAGES = 0, CLASS_ELEMENTS = 1, CLASS_EMPTY = 2 };
 
@@ -157,7 +157,7 @@ static int entry_place(const struct layout *layout, struct plan *plan, struct fi
                            "header_bytes, or shorten names", json, layout->json_bytes);
     entry->file = plan->file_count;
     entry->file_offset = filling->data_bytes;
-    if (!checked_add(filling->data_bytes, entry->size, &filling->data_bytes) || filling->data_bytes > FILE_BYTES_MAX - GIB(1))
+    if (!checked_add(filling->data_bytes, entry->size, &filling->data_bytes) || filling->data_bytes > DATA_BYTES_MAX)
         return failure_set(failure, TSPOOL_STAGE_PLAN, EOVERFLOW, FAILURE_AT(.tensor = name),
                            "its shard file would be larger than a file can be; check the shape, or lower shard_bytes");
     filling->json_bytes += json;
