@@ -205,6 +205,8 @@ static int op_check(const struct loop *loop, struct op *op)
         return -EINVAL;
     if (op->kind == OP_SEND && op->fd_count > OP_FDS_MAX)
         return -EINVAL;
+    if (is_transfer(op) && op->file_offset > INT64_MAX) /* io_uring takes -1 for the handle's own position */
+        return -EINVAL;
     return is_transfer(op) || is_message(op) ? op_place_resolve(loop, op) : 0;
 }
 
