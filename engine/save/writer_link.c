@@ -63,7 +63,8 @@ static void *thread_main(void *argument)
     uint64_t one = 1;
 
     free(argument);
-    thread.writer_run(thread.channel); /* closes the channel */
+    thread.writer_run(thread.channel);
+    close(thread.channel);
     if (write(thread.death, &one, sizeof(one)) < 0)
         abort(); /* an eventfd with room cannot refuse */
     close(thread.death);
