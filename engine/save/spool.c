@@ -405,32 +405,18 @@ static uint32_t unfinished_give_up(struct roster *roster, enum tspool_close_mode
     return count;
 }
 
-static uint32_t given_up_count(const struct roster *roster)
+/* Saves that a writer can finish without us. */
+static uint32_t left_count(const struct roster *roster)
 {
     const struct tspool_save *save = roster->first;
     uint32_t count = 0;
 
     for (; save; save = save->next_active)
-        count += save->abandon_wanted || !is_whole(save);
+        count += !save->abandon_wanted && is_whole(save);
     return count;
 }
 
-static uint32_t active_count(const struct roster *roster)
-{
-    const struct tspool_save *save = roster->first;
-    uint32_t count = 0;
-
-    for (; save; save = save->next_active)
-        count++;
-    return count;
-}
-
-static bool is_all_told(const struct roster *roster)
-{
-    return roster->close_sent || roster->broken;
-}
-
-/* CLOSE goes out behind everything staged. */
+/* CLOSE goes out behind everything staged, and has the writer sweep the rest. */
 static void writer_dismiss(struct roster *roster, bool abandon)
 {
     uint64_t deadline_ns = deadline_after(CLOSE_GRACE_NS);
@@ -439,36 +425,38 @@ static void writer_dismiss(struct roster *roster, bool abandon)
     roster->want_close = true;
     roster->close_abandon = abandon;
     roster_wake(roster);
-    while (!is_all_told(roster) && waited == 0)
+    while (!roster->close_sent && !roster->broken && waited == 0)
         waited = roster_wait(roster, deadline_ns);
-    /* One that has nothing left to do ends at once, and is reaped; one that does not is left behind. */
-    while (active_count(roster) == 0 && roster->presence == WRITER_SERVING && !roster->broken && waited == 0)
+    /* One that has nothing to publish ends soon, and is reaped; one that does not is left behind. */
+    while (left_count(roster) == 0 && roster->presence == WRITER_SERVING && !roster->broken && waited == 0)
         waited = roster_wait(roster, deadline_ns);
 }
 
-static int saves_await(struct roster *roster, uint64_t deadline_ns, uint32_t (*count)(const struct roster *))
+static int saves_await(struct roster *roster, uint64_t deadline_ns)
 {
     int waited = 0;
 
-    while (count(roster) > 0 && waited == 0 && !roster->broken)
+    while (roster->first && waited == 0 && !roster->broken)
         waited = roster_wait(roster, deadline_ns);
-    return count(roster) > 0 ? -ETIMEDOUT : 0;
+    return roster->first ? -ETIMEDOUT : 0;
 }
 
 static int close_locked(struct roster *roster, uint64_t timeout_ns, struct tspool_close_report *report)
 {
     uint64_t published = roster->published, failed = roster->failed;
-    int result = saves_await(roster, deadline_after(timeout_ns), active_count);
+    int result = saves_await(roster, deadline_after(timeout_ns));
+    uint32_t left;
 
     report->failed = (uint32_t)(roster->failed - failed);
-    if (result < 0) {
+    if (result < 0)
         report->aborted = unfinished_give_up(roster, report->mode);
-        saves_await(roster, deadline_after(CLOSE_GRACE_NS), given_up_count);
-    }
+    if (report->mode == TSPOOL_CLOSE_ABORT)
+        saves_await(roster, deadline_after(CLOSE_GRACE_NS));
     writer_dismiss(roster, report->mode == TSPOOL_CLOSE_ABORT);
     report->published = (uint32_t)(roster->published - published);
-    report->left = roster->close_sent ? active_count(roster) - given_up_count(roster) : 0;
-    report->aborted += roster->close_sent ? 0 : active_count(roster) - given_up_count(roster); /* it could not be told */
+    left = left_count(roster);
+    report->left = roster->close_sent ? left : 0;
+    report->aborted += left - report->left; /* the writer could not be told of all of it */
     report->writer_pid = report->left ? roster->writer_pid : 0;
     return result;
 }
