@@ -86,7 +86,8 @@ static int keys_build(struct tspool_checkpoint *checkpoint, size_t count, struct
     checkpoint->keys = keys;
     for (size_t i = 0; i < count; i++)
         keys[i] = (struct entry_key){ name_hash(checkpoint->entries[i].name), (uint32_t)i };
-    qsort(keys, count, sizeof *keys, key_compare);
+    if (count)
+        qsort(keys, count, sizeof *keys, key_compare);
     return 0;
 }
 

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <time.h>
 
+#define PART_YOUNG_NS 2000000000
 #define REPAIR_LOOKS 3
 #define REPAIR_PAUSE_NS 100000000u
 
@@ -38,7 +39,7 @@ static bool is_young(int64_t mtime_ns, int64_t young_ns)
 
 /* Taking the lock tells that nobody holds it, but a writer that wants it just then would be refused: only records that
  * are not young are tried. */
-static bool part_is_alive(struct io *io, int directory, const char *name, int64_t young_ns)
+static bool part_is_alive(struct io *io, int directory, const char *name)
 {
     struct io_stat stat = { 0 };
     struct op lock = { .kind = OP_LOCK };
@@ -47,7 +48,7 @@ static bool part_is_alive(struct io *io, int directory, const char *name, int64_
 
     if (file_stat(io, directory, name, &stat) < 0 || !stat.is_regular)
         return false;
-    if (is_young(stat.mtime_ns, young_ns))
+    if (is_young(stat.mtime_ns, PART_YOUNG_NS))
         return true;
     handle = file_open(io, directory, name, OPEN_READ);
     if (handle < 0)
@@ -58,29 +59,31 @@ static bool part_is_alive(struct io *io, int directory, const char *name, int64_
     return held;
 }
 
-static bool any_part_is_alive(struct io *io, int directory, int64_t young_ns)
+static bool directory_is_alive(struct io *io, int directory, int64_t bare_ns)
 {
     struct io_list list = { 0 };
-    bool alive = false;
+    struct io_stat stat = { 0 };
+    bool alive = false, bare = true;
 
-    if (directory_list(io, directory, &list) < 0)
+    if (file_stat(io, directory, NULL, &stat) < 0 || directory_list(io, directory, &list) < 0)
         return true;
     for (size_t i = 0; i < list.count && !alive; i++)
-        alive = part_name_is(list.names[i]) && part_is_alive(io, directory, list.names[i], young_ns);
+        if (part_name_is(list.names[i])) {
+            bare = false;
+            alive = part_is_alive(io, directory, list.names[i]);
+        }
     io_list_free(&list);
-    return alive;
+    return alive || (bare && is_young(stat.mtime_ns, bare_ns));
 }
 
-bool attempt_is_alive(struct io *io, int root, const char *hidden, int64_t young_ns)
+bool attempt_is_alive(struct io *io, int root, const char *hidden, int64_t bare_ns)
 {
-    struct io_stat stat = { 0 };
     int directory = file_open(io, root, hidden, OPEN_READ | OPEN_DIRECTORY);
     bool alive;
 
     if (directory < 0)
         return directory != -ENOENT && directory != -ENOTDIR && directory != -ELOOP;
-    alive = file_stat(io, directory, NULL, &stat) < 0 || is_young(stat.mtime_ns, young_ns) ||
-            any_part_is_alive(io, directory, young_ns);
+    alive = directory_is_alive(io, directory, bare_ns);
     file_close(io, directory);
     return alive;
 }

@@ -16,8 +16,8 @@
 int path_repair(struct io *io, const char *path);
 int name_repair(struct io *io, int root, const char *name);
 
-/* Whether a writer may still be at work in the hidden directory: its part record is locked, or it was touched within
- * `young_ns` and so may be about to lock one. A dead attempt is neither. */
-bool attempt_is_alive(struct io *io, int root, const char *hidden, int64_t young_ns);
+/* Whether a writer may still be at work in the hidden directory: one of its part records is locked or so young that its
+ * writer may be about to lock it; or it has none and was touched within `bare_ns`: just begun, or just being published. */
+bool attempt_is_alive(struct io *io, int root, const char *hidden, int64_t bare_ns);
 
 #endif

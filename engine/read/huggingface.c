@@ -168,7 +168,8 @@ static size_t shards_first(struct io_list *list)
             list->names[i] = list->names[count];
             list->names[count++] = name;
         }
-    qsort(list->names, count, sizeof *list->names, name_compare);
+    if (count)
+        qsort(list->names, count, sizeof *list->names, name_compare);
     return count;
 }
 

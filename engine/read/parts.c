@@ -7,11 +7,34 @@
 #include <base/failure.h>
 #include <errno.h>
 #include <read/reader.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define GAP_BYTES KIB(64)
 #define PLACED_MIN_BYTES KIB(64) /* smaller ones are better gathered into one read */
+
+/* Callers built before ranges were added have smaller requests. */
+static bool is_range(const struct tspool_read_request *request)
+{
+    return request->size > offsetof(struct tspool_read_request, by_bytes) && request->by_bytes;
+}
+
+static int range_init(struct slice *slice, const struct tspool_read_request *request, uint64_t tensor_bytes, const char **reason)
+{
+    if (request->start || request->extent) {
+        *reason = "a range of bytes has no start and no extent";
+        return -EINVAL;
+    }
+    if (request->first_byte > tensor_bytes || request->bytes > tensor_bytes - request->first_byte) {
+        *reason = "the range reaches past the tensor's end";
+        return -EINVAL;
+    }
+    memset(slice, 0, sizeof *slice);
+    slice->base = request->first_byte;
+    slice->run_bytes = slice->bytes = request->bytes;
+    return 0;
+}
 
 int request_slice(const struct run *run, size_t number, struct slice *slice, struct tspool_failure *failure)
 {
@@ -19,8 +42,11 @@ int request_slice(const struct run *run, size_t number, struct slice *slice, str
     const struct tspool_read_request *request = run_request(run, number);
     const struct parsed_tensor *tensor = entry_tensor(checkpoint, request->tensor);
     const char *reason = "";
+    int error;
 
-    if (slice_init(slice, tensor->dtype, tensor->rank, tensor->shape, request->start, request->extent, &reason) == 0)
+    error = is_range(request) ? range_init(slice, request, tensor->end - tensor->begin, &reason)
+        : slice_init(slice, tensor->dtype, tensor->rank, tensor->shape, request->start, request->extent, &reason);
+    if (error == 0)
         return 0;
     return failure_set(failure, TSPOOL_STAGE_READ, EINVAL, FAILURE_AT(.operation = "read", .tensor = tensor->name, .path = checkpoint->path),
                        "Request %zu: %s.", number, reason);

@@ -2,6 +2,7 @@
 #include <base/failure.h>
 #include <errno.h>
 #include <read/reader.h>
+#include <stddef.h>
 
 static int request_refuse(const struct run *run, size_t number, const char *tensor, const char *cause, struct tspool_failure *failure)
 {
@@ -43,7 +44,7 @@ int tspool_checkpoint_read(struct tspool_checkpoint *checkpoint, const struct ts
     if (count == 0)
         return 0;
     run.stride = requests->size;
-    if (run.stride < sizeof *requests || run.stride % sizeof(void *))
+    if (run.stride < offsetof(struct tspool_read_request, first_byte) || run.stride % sizeof(void *))
         return request_refuse(&run, 0, NULL, "its size member is not set (TSPOOL_READ_REQUEST_INIT).", failure);
     for (size_t i = 0; i < count && error == 0; i++)
         error = request_check(&run, i, failure);

@@ -87,7 +87,7 @@ int tspool_checkpoint_object(const struct tspool_checkpoint *checkpoint, size_t 
 int tspool_checkpoint_object_read(struct tspool_checkpoint *checkpoint, const char *name, void **bytes, size_t *size,
                                   struct tspool_failure *failure);
 
-/* One tensor, or a slice of it, into the caller's memory, contiguous, last dimension fastest. */
+/* One tensor, a slice of it, or a range of its bytes, into the caller's memory, contiguous, last dimension fastest. */
 struct tspool_read_request {
     size_t size;             /* sizeof(struct tspool_read_request), set by its _INIT */
     size_t tensor;           /* index of the entry */
@@ -95,9 +95,11 @@ struct tspool_read_request {
     const uint64_t *extent;  /* `rank` counts, in elements; NULL when start is NULL */
     void *data;
     uint64_t bytes;          /* room at data: exactly what the slice takes, else -EINVAL */
-    void *user;              /* handed to on_piece */
+    void *user;              /* the caller's; not looked at */
+    uint64_t first_byte;     /* with by_bytes: the range's first byte, counted in the contiguous tensor */
+    uint8_t by_bytes;        /* nonzero: bytes [first_byte, first_byte + bytes) and not a box; start and extent are NULL */
 };
-#define TSPOOL_READ_REQUEST_INIT { sizeof(struct tspool_read_request), 0, NULL, NULL, NULL, 0, NULL }
+#define TSPOOL_READ_REQUEST_INIT { sizeof(struct tspool_read_request), 0, NULL, NULL, NULL, 0, NULL, 0, 0 }
 
 /* Reads many at once: ranges are coalesced and read in file order, leaves checked by threads. On failure the
  * destinations' contents are undefined. on_piece (may be NULL) is called from the calling thread when request number

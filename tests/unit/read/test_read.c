@@ -355,3 +355,35 @@ Test(read, works_from_several_threads_and_in_a_forked_child, .init = setup, .fin
     tspool_checkpoint_close(shared.checkpoint);
     made_free(sizes, SIZE_COUNT);
 }
+
+Test(read, gives_ranges_of_bytes_that_are_no_boxes, .init = setup, .fini = teardown)
+{
+    struct made_tensor tensor = { "t", TSPOOL_F32, 2, { 1000, 3001 } };
+    struct made_checkpoint made = { &tensor, 1 };
+    const uint64_t firsts[] = { 0, 1, 4095, 4194303, 4194304, 12003999 }, sizes_wanted[] = { 12004000, 7, 100000, 2, 4194304, 1 };
+
+    made_fill(&tensor, 1, 41);
+    made_checkpoint(path_of(root, "step"), &made);
+    for (size_t way = 0; way < WAY_COUNT; way++) {
+        struct tspool_checkpoint *checkpoint = opened(path_of(root, "step"), &ways[way]);
+        struct tspool_read_request requests[6];
+
+        for (size_t i = 0; i < 6; i++) {
+            requests[i] = (struct tspool_read_request)TSPOOL_READ_REQUEST_INIT;
+            requests[i].by_bytes = 1;
+            requests[i].first_byte = firsts[i];
+            requests[i].bytes = sizes_wanted[i];
+            requests[i].data = malloc(sizes_wanted[i]);
+        }
+        cr_assert_eq(tspool_checkpoint_read(checkpoint, requests, 6, NULL, NULL, &failure), 0, "%s", failure.message);
+        for (size_t i = 0; i < 6; i++) {
+            cr_assert_eq(memcmp(requests[i].data, tensor.data + firsts[i], sizes_wanted[i]), 0, "range %zu", i);
+            free(requests[i].data);
+        }
+        requests[0].first_byte = 12004000;
+        requests[0].bytes = 1;
+        cr_assert_eq(tspool_checkpoint_read(checkpoint, requests, 1, NULL, NULL, &failure), -EINVAL);
+        tspool_checkpoint_close(checkpoint);
+    }
+    made_free(&tensor, 1);
+}
