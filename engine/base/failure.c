@@ -43,7 +43,7 @@ static const struct { int error; const char *cause; } likely_causes[] = {
     { EBADMSG, "the contents are damaged or were not written by this software" },
     { EPROTO, "written by a newer version; update this one" },
     { ENODATA, "nothing was recorded that could answer this" },
-    { ESTALE, "the file vanished under an open handle, as network file systems do; whether the last step took effect is unknown" },
+    { ESTALE, "the file vanished under an open handle, as network file systems do; what the last step did is unknown" },
     { ETIMEDOUT, "it took longer than its deadline: a hung or overloaded device or file server" },
     { ECANCELED, "given up on request" },
     { ENOSYS, "this kernel does not offer it, or a container's seccomp profile forbids it" },

@@ -30,7 +30,8 @@ bool hidden_name_parse(const char *hidden, char *name, uint8_t save_id[16]);
  * number counts from 1. */
 void shard_name_make(bool sharded, uint32_t rank, uint32_t number, uint32_t count, char out[SHARD_FILE_NAME_MAX + 1]);
 void objects_name_make(uint32_t rank, char out[SHARD_FILE_NAME_MAX + 1]);  /* "objects-00001.bin" for rank 0 */
-void part_name_make(uint32_t rank, char out[SHARD_FILE_NAME_MAX + 1]);     /* "tspool.part-00001" for rank 0: flock'ed while its job lives */
+/* "tspool.part-00001" for rank 0: flock'ed while its job lives. */
+void part_name_make(uint32_t rank, char out[SHARD_FILE_NAME_MAX + 1]);
 bool part_name_is(const char *name);
 /* A file name that a manifest or an index may mention: one component, no leading '.', no '/', valid UTF-8. */
 bool file_name_is_safe(const char *name);

@@ -60,7 +60,8 @@ uint64_t digests_file_size(uint64_t tensor_count, uint64_t leaf_count)
     return size;
 }
 
-void digests_emit(const uint64_t *tensor_bytes, uint64_t tensor_count, const struct digest *leaves, uint64_t leaf_count, void *out)
+void digests_emit(const uint64_t *tensor_bytes, uint64_t tensor_count, const struct digest *leaves, uint64_t leaf_count,
+                  void *out)
 {
     uint8_t *front = out, *tensor = front + FRONT_BYTES;
 

@@ -30,7 +30,8 @@ struct digest tensor_digest_of(const struct digest *leaves, uint64_t leaf_count,
 /* Size of the file. 0 on overflow. */
 uint64_t digests_file_size(uint64_t tensor_count, uint64_t leaf_count);
 /* Fills `out` (digests_file_size bytes): computes the tensor digests from the leaves. */
-void digests_emit(const uint64_t *tensor_bytes, uint64_t tensor_count, const struct digest *leaves, uint64_t leaf_count, void *out);
+void digests_emit(const uint64_t *tensor_bytes, uint64_t tensor_count, const struct digest *leaves, uint64_t leaf_count,
+                  void *out);
 
 struct parsed_digests {
     uint64_t tensor_count, leaf_count;

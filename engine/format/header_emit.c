@@ -148,8 +148,8 @@ static bool is_emittable(const struct header_entry *entries, size_t count, const
     return true;
 }
 
-int header_build(const struct header_entry *entries, size_t count, int sharded, const struct header_pair *pairs, size_t pair_count,
-                 uint32_t data_align, void **bytes, size_t *size)
+int header_build(const struct header_entry *entries, size_t count, int sharded, const struct header_pair *pairs,
+                 size_t pair_count, uint32_t data_align, void **bytes, size_t *size)
 {
     struct text text = { 0 };
     uint64_t length = 0, whole;

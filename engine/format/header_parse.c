@@ -79,9 +79,9 @@ static int take_metadata(struct scan *scan, struct parser *parser)
     return error || is_null ? error : scan_map(scan, take_pair, parser);
 }
 
-static int take_dtype(struct scan *scan, void *context)
+static int take_dtype(struct scan *scan, void *to)
 {
-    struct parsed_tensor *tensor = context;
+    struct parsed_tensor *tensor = to;
     struct scan_token token;
     char name[16];
     int error = scan_string(scan, &token);
@@ -96,9 +96,9 @@ static int take_dtype(struct scan *scan, void *context)
     return tensor->dtype ? 0 : scan_fault(scan, "the dtype is unknown");
 }
 
-static int take_shape(struct scan *scan, void *context)
+static int take_shape(struct scan *scan, void *to)
 {
-    struct parsed_tensor *tensor = context;
+    struct parsed_tensor *tensor = to;
     size_t rank;
     int error = scan_numbers(scan, TSPOOL_RANK_MAX, &tensor->shape, &rank);
 
@@ -119,9 +119,9 @@ static int take_offset(struct scan *scan, void *context)
     return scan_u64(scan, &pair->values[pair->count++]);
 }
 
-static int take_offsets(struct scan *scan, void *context)
+static int take_offsets(struct scan *scan, void *to)
 {
-    struct parsed_tensor *tensor = context;
+    struct parsed_tensor *tensor = to;
     struct pair_of_offsets pair = { .count = 0 };
     int error = scan_array(scan, take_offset, &pair);
 
@@ -155,7 +155,7 @@ static const char *tensor_fault(const struct parsed_tensor *tensor)
 static int take_tensor(struct scan *scan, struct scan_token key, struct parser *parser)
 {
     static const struct scan_member members[] = {
-        { "dtype", take_dtype, true }, { "shape", take_shape, true }, { "data_offsets", take_offsets, true }
+        { "dtype", take_dtype, true, 0 }, { "shape", take_shape, true, 0 }, { "data_offsets", take_offsets, true, 0 }
     };
     struct parsed_header *header = parser->header;
     struct parsed_tensor tensor = { 0 };

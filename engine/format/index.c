@@ -110,7 +110,7 @@ static void files_sort(struct parsed_index *index)
 
 static int parse(struct scan *scan, struct parser *parser, const char *json, size_t size)
 {
-    static const struct scan_member members[] = { { "weight_map", take_weight_map, true } };
+    static const struct scan_member members[] = { { "weight_map", take_weight_map, true, 0 } };
     int error = scan_init(scan, json, size, &parser->pool);
 
     if (!error)

@@ -15,14 +15,14 @@
 #include <string.h>
 
 struct parser {
-    struct manifest *manifest;
+    struct manifest manifest;
     struct pool pool;
     size_t metadata_capacity, file_capacity, digests_capacity, object_capacity, alias_capacity, shape_capacity;
 };
 
-/* Fields shared by several members --------------------------------------------------------------------------------- */
+/* Takes what members have in common. */
 
-static int take_digest(struct scan *scan, struct digest *digest)
+static int take_digest(struct scan *scan, void *to)
 {
     struct scan_token token;
     char hex[DIGEST_HEX_BYTES + 1] = "";
@@ -32,11 +32,12 @@ static int take_digest(struct scan *scan, struct digest *digest)
         return error;
     if (!token.escaped && token.size == DIGEST_HEX_BYTES)
         memcpy(hex, token.bytes, DIGEST_HEX_BYTES);
-    return digest_from_hex(hex, digest) ? scan_fault(scan, "a digest or id is not 32 lower-case hex digits") : 0;
+    return digest_from_hex(hex, to) ? scan_fault(scan, "a digest or id is not 32 lower-case hex digits") : 0;
 }
 
-static int take_file_name(struct scan *scan, const char **name)
+static int take_file_name(struct scan *scan, void *to)
 {
+    const char **name = to;
     int error = scan_text(scan, name, NULL);
 
     if (error)
@@ -44,52 +45,54 @@ static int take_file_name(struct scan *scan, const char **name)
     return file_name_is_safe(*name) ? 0 : scan_fault(scan, "a file name is not a plain name");
 }
 
-/* Makes room for one more element. */
-static int list_grow(struct scan *scan, void *items, size_t *capacity, size_t count, size_t element_size)
+static int take_kind(struct scan *scan, void *to)
 {
-    return array_reserve(items, capacity, count + 1, element_size) ? scan_no_memory(scan) : 0;
-}
-
-/* files ------------------------------------------------------------------------------------------------------------ */
-
-static int take_kind(struct scan *scan, void *context)
-{
-    struct manifest_file *file = context;
+    enum manifest_file_kind *kind = to;
     struct scan_token token;
     int error = scan_string(scan, &token);
 
     if (error)
         return error;
-    file->kind = scan_token_is(token, "safetensors") ? MANIFEST_SAFETENSORS
-               : scan_token_is(token, "objects")     ? MANIFEST_OBJECTS
-               : scan_token_is(token, "index")       ? MANIFEST_INDEX
-                                                     : 0;
-    return file->kind ? 0 : scan_fault(scan, "a file has a kind that is unknown");
+    if (scan_token_is(token, "safetensors"))
+        *kind = MANIFEST_SAFETENSORS;
+    else if (scan_token_is(token, "objects"))
+        *kind = MANIFEST_OBJECTS;
+    else if (scan_token_is(token, "index"))
+        *kind = MANIFEST_INDEX;
+    else
+        return scan_fault(scan, "a file has a kind that is unknown");
+    return 0;
 }
 
-static int take_file_own_name(struct scan *scan, void *file) { return take_file_name(scan, &((struct manifest_file *)file)->name); }
-static int take_file_rank(struct scan *scan, void *file) { return scan_u32(scan, &((struct manifest_file *)file)->rank); }
-static int take_file_size(struct scan *scan, void *file) { return scan_u64(scan, &((struct manifest_file *)file)->size); }
-static int take_header_size(struct scan *scan, void *file) { return scan_u64(scan, &((struct manifest_file *)file)->header_size); }
-static int take_header_digest(struct scan *scan, void *file) { return take_digest(scan, &((struct manifest_file *)file)->digest); }
+/* Makes room for one more element. */
+static int list_grow(struct scan *scan, void **items, size_t *capacity, size_t count, size_t element_size)
+{
+    return array_reserve(items, capacity, count + 1, element_size) ? scan_no_memory(scan) : 0;
+}
+
+/* files, digests, objects ------------------------------------------------------------------------------------------ */
+
+#define COUNT_OF(array) (sizeof(array) / sizeof *(array))
 
 static int take_file(struct scan *scan, void *context)
 {
     static const struct scan_member members[] = {
-        { "name", take_file_own_name, true },        { "kind", take_kind, true },
-        { "rank", take_file_rank, true },            { "size", take_file_size, true },
-        { "header_size", take_header_size, true },   { "header_digest", take_header_digest, true },
+        { "name", take_file_name, true, offsetof(struct manifest_file, name) },
+        { "kind", take_kind, true, offsetof(struct manifest_file, kind) },
+        { "rank", scan_take_u32, true, offsetof(struct manifest_file, rank) },
+        { "size", scan_take_u64, true, offsetof(struct manifest_file, size) },
+        { "header_size", scan_take_u64, true, offsetof(struct manifest_file, header_size) },
+        { "header_digest", take_digest, true, offsetof(struct manifest_file, digest) },
     };
     struct parser *parser = context;
-    struct manifest *manifest = parser->manifest;
+    struct manifest *manifest = &parser->manifest;
     struct manifest_file file = { 0 };
-    int error = scan_object(scan, members, sizeof members / sizeof *members, &file);
+    int error = scan_object(scan, members, COUNT_OF(members), &file);
 
-    if (error)
-        return error;
-    if (file.header_size > file.size)
-        return scan_fault(scan, "a file's header is larger than the file");
-    error = list_grow(scan, (void **)&manifest->files, &parser->file_capacity, manifest->file_count, sizeof file);
+    if (!error && file.header_size > file.size)
+        error = scan_fault(scan, "a file's header is larger than the file");
+    if (!error)
+        error = list_grow(scan, (void **)&manifest->files, &parser->file_capacity, manifest->file_count, sizeof file);
     if (error)
         return error;
     manifest->files[manifest->file_count++] = file;
@@ -98,23 +101,18 @@ static int take_file(struct scan *scan, void *context)
 
 static int take_files(struct scan *scan, void *parser) { return scan_array(scan, take_file, parser); }
 
-/* digests ---------------------------------------------------------------------------------------------------------- */
-
-static int take_digests_name(struct scan *scan, void *digests) { return take_file_name(scan, &((struct manifest_digests *)digests)->name); }
-static int take_digests_rank(struct scan *scan, void *digests) { return scan_u32(scan, &((struct manifest_digests *)digests)->rank); }
-static int take_digests_size(struct scan *scan, void *digests) { return scan_u64(scan, &((struct manifest_digests *)digests)->size); }
-static int take_digests_digest(struct scan *scan, void *digests) { return take_digest(scan, &((struct manifest_digests *)digests)->digest); }
-
 static int take_digests_file(struct scan *scan, void *context)
 {
     static const struct scan_member members[] = {
-        { "name", take_digests_name, true }, { "rank", take_digests_rank, true },
-        { "size", take_digests_size, true }, { "digest", take_digests_digest, true },
+        { "name", take_file_name, true, offsetof(struct manifest_digests, name) },
+        { "rank", scan_take_u32, true, offsetof(struct manifest_digests, rank) },
+        { "size", scan_take_u64, true, offsetof(struct manifest_digests, size) },
+        { "digest", take_digest, true, offsetof(struct manifest_digests, digest) },
     };
     struct parser *parser = context;
-    struct manifest *manifest = parser->manifest;
+    struct manifest *manifest = &parser->manifest;
     struct manifest_digests digests = { 0 };
-    int error = scan_object(scan, members, sizeof members / sizeof *members, &digests);
+    int error = scan_object(scan, members, COUNT_OF(members), &digests);
 
     if (!error)
         error = list_grow(scan, (void **)&manifest->digests, &parser->digests_capacity, manifest->digests_count, sizeof digests);
@@ -126,27 +124,21 @@ static int take_digests_file(struct scan *scan, void *context)
 
 static int take_digests(struct scan *scan, void *parser) { return scan_array(scan, take_digests_file, parser); }
 
-/* objects ---------------------------------------------------------------------------------------------------------- */
-
-static int take_object_name(struct scan *scan, void *object) { return scan_text(scan, &((struct manifest_object *)object)->name, NULL); }
-static int take_object_kind(struct scan *scan, void *object) { return scan_text(scan, &((struct manifest_object *)object)->kind, NULL); }
-static int take_object_rank(struct scan *scan, void *object) { return scan_u32(scan, &((struct manifest_object *)object)->rank); }
-static int take_object_file(struct scan *scan, void *object) { return take_file_name(scan, &((struct manifest_object *)object)->file); }
-static int take_object_offset(struct scan *scan, void *object) { return scan_u64(scan, &((struct manifest_object *)object)->file_offset); }
-static int take_object_size(struct scan *scan, void *object) { return scan_u64(scan, &((struct manifest_object *)object)->size); }
-static int take_object_digest(struct scan *scan, void *object) { return take_digest(scan, &((struct manifest_object *)object)->digest); }
-
 static int take_object(struct scan *scan, void *context)
 {
     static const struct scan_member members[] = {
-        { "name", take_object_name, true },     { "kind", take_object_kind, true }, { "rank", take_object_rank, true },
-        { "file", take_object_file, true },     { "offset", take_object_offset, true }, { "size", take_object_size, true },
-        { "digest", take_object_digest, true },
+        { "name", scan_take_text, true, offsetof(struct manifest_object, name) },
+        { "kind", scan_take_text, true, offsetof(struct manifest_object, kind) },
+        { "rank", scan_take_u32, true, offsetof(struct manifest_object, rank) },
+        { "file", take_file_name, true, offsetof(struct manifest_object, file) },
+        { "offset", scan_take_u64, true, offsetof(struct manifest_object, file_offset) },
+        { "size", scan_take_u64, true, offsetof(struct manifest_object, size) },
+        { "digest", take_digest, true, offsetof(struct manifest_object, digest) },
     };
     struct parser *parser = context;
-    struct manifest *manifest = parser->manifest;
+    struct manifest *manifest = &parser->manifest;
     struct manifest_object object = { 0 };
-    int error = scan_object(scan, members, sizeof members / sizeof *members, &object);
+    int error = scan_object(scan, members, COUNT_OF(members), &object);
 
     if (!error)
         error = list_grow(scan, (void **)&manifest->objects, &parser->object_capacity, manifest->object_count, sizeof object);
@@ -163,7 +155,7 @@ static int take_objects(struct scan *scan, void *parser) { return scan_array(sca
 static int take_pair(struct scan *scan, struct scan_token key, void *context)
 {
     struct parser *parser = context;
-    struct manifest *manifest = parser->manifest;
+    struct manifest *manifest = &parser->manifest;
     struct header_pair pair;
     int error = scan_keep(scan, key, &pair.key, NULL);
 
@@ -182,7 +174,7 @@ static int take_metadata(struct scan *scan, void *parser) { return scan_map(scan
 static int take_alias(struct scan *scan, struct scan_token key, void *context)
 {
     struct parser *parser = context;
-    struct manifest *manifest = parser->manifest;
+    struct manifest *manifest = &parser->manifest;
     struct manifest_alias alias;
     int error = scan_keep(scan, key, &alias.alias, NULL);
 
@@ -203,7 +195,7 @@ static int take_aliases(struct scan *scan, void *parser) { return scan_map(scan,
 static int take_shape(struct scan *scan, struct scan_token key, void *context)
 {
     struct parser *parser = context;
-    struct manifest *manifest = parser->manifest;
+    struct manifest *manifest = &parser->manifest;
     struct manifest_shape shape = { 0 };
     size_t rank = 0;
     int error = scan_keep(scan, key, &shape.name, NULL);
@@ -222,22 +214,6 @@ static int take_shape(struct scan *scan, struct scan_token key, void *context)
 static int take_shapes(struct scan *scan, void *parser) { return scan_map(scan, take_shape, parser); }
 
 /* The front -------------------------------------------------------------------------------------------------------- */
-
-static int take_version(struct scan *scan, void *version) { return scan_u64(scan, version); }
-
-static int take_save_id(struct scan *scan, void *context)
-{
-    struct digest id;
-    int error = take_digest(scan, &id);
-
-    if (error)
-        return error;
-    memcpy(((struct parser *)context)->manifest->save_id, id.bytes, sizeof id.bytes);
-    return 0;
-}
-
-static int take_sequence(struct scan *scan, void *parser) { return scan_u64(scan, &((struct parser *)parser)->manifest->sequence); }
-static int take_world_size(struct scan *scan, void *parser) { return scan_u32(scan, &((struct parser *)parser)->manifest->world_size); }
 
 static const char time_form[] = "0000-00-00T00:00:00Z"; /* a 0 stands for any digit */
 
@@ -263,7 +239,8 @@ static bool time_parse(const char *text, size_t size, uint64_t *seconds)
             return false;
     year = digits_at(text, 0, 4), month = digits_at(text, 5, 2), day = digits_at(text, 8, 2);
     hour = digits_at(text, 11, 2), minute = digits_at(text, 14, 2), second = digits_at(text, 17, 2);
-    if (year < 1970 || month < 1 || month > 12 || day < 1 || day > month_days[month - 1] || hour > 23 || minute > 59 || second > 59)
+    if (year < 1970 || month < 1 || month > 12 || day < 1 || day > month_days[month - 1] || hour > 23 || minute > 59 ||
+        second > 59)
         return false;
     year -= month <= 2;
     days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * ((month + 9) % 12) + 2) / 5 + day - 1 - 719468;
@@ -271,24 +248,21 @@ static bool time_parse(const char *text, size_t size, uint64_t *seconds)
     return true;
 }
 
-static int take_time(struct scan *scan, void *context)
+static int take_time(struct scan *scan, void *to)
 {
-    struct parser *parser = context;
     struct scan_token token;
     int error = scan_string(scan, &token);
 
     if (error)
         return error;
-    return time_parse(token.bytes, token.size, &parser->manifest->time_seconds) ? 0 : scan_fault(scan, "the time is malformed");
+    return time_parse(token.bytes, token.size, to) ? 0 : scan_fault(scan, "the time is malformed");
 }
-
-static int take_version_again(struct scan *scan, void *parser) { return scan_u32(scan, &((struct parser *)parser)->manifest->version); }
 
 /* The whole -------------------------------------------------------------------------------------------------------- */
 
 static int version_check(struct scan *scan, const char *json, size_t size, struct pool *pool)
 {
-    static const struct scan_member members[] = { { "tspool_manifest", take_version, true } };
+    static const struct scan_member members[] = { { "tspool_manifest", scan_take_u64, true, 0 } };
     uint64_t version = 0;
     int error = scan_init(scan, json, size, pool);
 
@@ -308,21 +282,21 @@ static int version_check(struct scan *scan, const char *json, size_t size, struc
 static int members_take(struct scan *scan, struct parser *parser)
 {
     static const struct scan_member members[] = {
-        { "tspool_manifest", take_version_again, true },
-        { "save_id", take_save_id, true },
-        { "sequence", take_sequence, true },
-        { "time", take_time, false },
-        { "world_size", take_world_size, true },
-        { "metadata", take_metadata, false },
-        { "files", take_files, true },
-        { "digests", take_digests, true },
-        { "objects", take_objects, false },
-        { "aliases", take_aliases, false },
-        { "shards", take_shapes, false },
+        { "tspool_manifest", scan_take_u32, true, offsetof(struct parser, manifest.version) },
+        { "save_id", take_digest, true, offsetof(struct parser, manifest.save_id) }, /* hex of 16 bytes as well */
+        { "sequence", scan_take_u64, true, offsetof(struct parser, manifest.sequence) },
+        { "time", take_time, false, offsetof(struct parser, manifest.time_seconds) },
+        { "world_size", scan_take_u32, true, offsetof(struct parser, manifest.world_size) },
+        { "metadata", take_metadata, false, 0 },
+        { "files", take_files, true, 0 },
+        { "digests", take_digests, true, 0 },
+        { "objects", take_objects, false, 0 },
+        { "aliases", take_aliases, false, 0 },
+        { "shards", take_shapes, false, 0 },
     };
 
     scan->at = scan->start; /* the text is known to be one legal value */
-    return scan_object(scan, members, sizeof members / sizeof *members, parser);
+    return scan_object(scan, members, COUNT_OF(members), parser);
 }
 
 /* The name is the first field of each element. */
@@ -404,7 +378,7 @@ static int parse(struct scan *scan, struct parser *parser, const char *json, siz
 
     if (!error)
         error = members_take(scan, parser);
-    return error ? error : whole_check(scan, parser->manifest);
+    return error ? error : whole_check(scan, &parser->manifest);
 }
 
 /* manifest.memory is the pool's newest block. */
@@ -424,9 +398,8 @@ void manifest_deinit(struct manifest *manifest)
 
 int manifest_parse(const char *json, size_t size, struct manifest *manifest, const char **reason)
 {
-    struct manifest parsed = { 0 };
-    struct parser parser = { .manifest = &parsed };
-    struct scan scan = { 0 };
+    struct parser parser = { .pool = { NULL } };
+    struct scan scan;
     int error;
 
     if (size > MANIFEST_MAX_BYTES) {
@@ -434,12 +407,12 @@ int manifest_parse(const char *json, size_t size, struct manifest *manifest, con
         return -EBADMSG;
     }
     error = parse(&scan, &parser, json, size);
-    parsed.memory = parser.pool.newest;
+    parser.manifest.memory = parser.pool.newest;
     if (error) {
         *reason = scan.reason;
-        manifest_deinit(&parsed);
+        manifest_deinit(&parser.manifest);
         return error;
     }
-    *manifest = parsed;
+    *manifest = parser.manifest;
     return 0;
 }

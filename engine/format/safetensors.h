@@ -41,8 +41,8 @@ size_t header_pair_bound(const struct header_pair *pair);
  * name, as safetensors.torch.save_model records them). *bytes is malloc'ed.
  * In a sharded header those three keys win over pairs of the same key.
  * -E2BIG beyond SAFETENSORS_HEADER_MAX; -EINVAL for a name that no reader takes: "__metadata__", or not UTF-8. */
-int header_build(const struct header_entry *entries, size_t count, int sharded, const struct header_pair *pairs, size_t pair_count,
-                 uint32_t data_align, void **bytes, size_t *size);
+int header_build(const struct header_entry *entries, size_t count, int sharded, const struct header_pair *pairs,
+                 size_t pair_count, uint32_t data_align, void **bytes, size_t *size);
 
 /* Parsing: hostile input ------------------------------------------------------------------------------------------ */
 

@@ -355,7 +355,7 @@ int scan_array(struct scan *scan, scan_take_element take, void *context)
     return more;
 }
 
-struct object_walk { const struct scan_member *members; size_t count; uint32_t seen; void *context; };
+struct object_walk { const struct scan_member *members; size_t count; uint32_t seen; char *to; };
 
 static int take_member(struct scan *scan, struct scan_token key, void *context)
 {
@@ -367,14 +367,14 @@ static int take_member(struct scan *scan, struct scan_token key, void *context)
         if (walk->seen & UINT32_C(1) << i)
             return scan_fault(scan, "a member is given twice");
         walk->seen |= UINT32_C(1) << i;
-        return walk->members[i].take(scan, walk->context);
+        return walk->members[i].take(scan, walk->to + walk->members[i].offset);
     }
     return scan_skip(scan);
 }
 
-int scan_object(struct scan *scan, const struct scan_member *members, size_t count, void *context)
+int scan_object(struct scan *scan, const struct scan_member *members, size_t count, void *to)
 {
-    struct object_walk walk = { members, count, 0, context };
+    struct object_walk walk = { members, count, 0, to };
     int error;
 
     assert(count <= 32);
@@ -386,6 +386,10 @@ int scan_object(struct scan *scan, const struct scan_member *members, size_t cou
             return scan_fault(scan, "a required member is missing");
     return 0;
 }
+
+int scan_take_u64(struct scan *scan, void *to) { return scan_u64(scan, to); }
+int scan_take_u32(struct scan *scan, void *to) { return scan_u32(scan, to); }
+int scan_take_text(struct scan *scan, void *to) { return scan_text(scan, to, NULL); }
 
 static int skip_value(struct scan *scan, unsigned depth);
 
@@ -417,7 +421,6 @@ static int skip_value(struct scan *scan, unsigned depth)
 
 int scan_skip(struct scan *scan) { return skip_value(scan, 1); }
 
-/* Numbers are counted before they are kept, so that the pool holds each array once. */
 struct numbers { uint64_t *values; size_t count, capacity; };
 
 static int take_number(struct scan *scan, void *context)

@@ -27,11 +27,12 @@ struct scan {
 /* A string's place in the text, between its quotes. */
 struct scan_token { const char *bytes; size_t size; bool escaped; };
 
-/* One expected member of an object. */
+/* One expected member of an object: `take` gets the address `offset` bytes into what scan_object was given. */
 struct scan_member {
     const char *name;
-    int (*take)(struct scan *scan, void *context);
+    int (*take)(struct scan *scan, void *to);
     bool required;
+    size_t offset;
 };
 typedef int (*scan_take_entry)(struct scan *scan, struct scan_token key, void *context);
 typedef int (*scan_take_element)(struct scan *scan, void *context);
@@ -47,7 +48,7 @@ size_t scan_position(const struct scan *scan);
 
 /* An object of known members, in any order: `take` of each that is there. Unknown ones are skipped, one given twice or a
  * required one left out is a fault. At most 32 members. */
-int scan_object(struct scan *scan, const struct scan_member *members, size_t count, void *context);
+int scan_object(struct scan *scan, const struct scan_member *members, size_t count, void *to);
 /* An object whose keys are data. Repeated keys are the caller's to find (name_table.h). */
 int scan_map(struct scan *scan, scan_take_entry take, void *context);
 int scan_array(struct scan *scan, scan_take_element take, void *context);
@@ -64,6 +65,10 @@ bool scan_token_is(struct scan_token token, const char *name);
 int scan_keep(struct scan *scan, struct scan_token token, const char **text, size_t *size);
 /* scan_string and scan_keep. `size` may be NULL. */
 int scan_text(struct scan *scan, const char **text, size_t *size);
+/* For tables of members: a uint64_t, a uint32_t, a const char *. */
+int scan_take_u64(struct scan *scan, void *to);
+int scan_take_u32(struct scan *scan, void *to);
+int scan_take_text(struct scan *scan, void *to);
 /* An array of integers, kept in the pool. */
 int scan_numbers(struct scan *scan, size_t count_max, const uint64_t **values, size_t *count);
 

@@ -74,7 +74,7 @@ static int part_check(struct scan *scan, const struct parsed_tensor *tensor, con
 
 static int take_tensor(struct scan *scan, struct scan_token key, void *context)
 {
-    static const struct scan_member members[] = { { "saved_offsets", take_offsets, true } };
+    static const struct scan_member members[] = { { "saved_offsets", take_offsets, true, 0 } };
     struct sharding *sharding = context;
     struct parsed_tensor *tensor = NULL;
     const char *name;

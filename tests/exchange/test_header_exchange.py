@@ -84,7 +84,8 @@ def their_metadata(file, tmp_path):
         return opened.metadata()
 
 
-NAMES = ["w", "layer.0.weight", "", "é", "€uro", "😀", 'quo"te', "back\\slash", "line\nbreak", "tab\t", "/", "\x7f", "\u2028", "a" * 300]
+NAMES = ["w", "layer.0.weight", "", "é", "€uro", "😀", 'quo"te', "back\\slash", "line\nbreak", "tab\t", "/", "\x7f", "\u2028",
+         "a" * 300]
 
 
 def random_header(chance):
@@ -98,7 +99,8 @@ def random_header(chance):
             bits *= extent
         if bits % 8:
             dtype, shape, bits = "U8", [3], 24
-        header[chance.choice(NAMES) + str(number)] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + bits // 8]}
+        offsets = [end, end + bits // 8]
+        header[chance.choice(NAMES) + str(number)] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
         end += bits // 8
     entries = list(header.items())
     chance.shuffle(entries)
@@ -117,10 +119,13 @@ def random_text(chance, header):
 
 def test_files_of_safetensors_are_read(parse, tmp_path):
     chance = random.Random(1)
-    dtypes = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64", "complex64"]
+    dtypes = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64",
+              "complex64"]
     for _ in range(200):
-        tensors = {chance.choice(NAMES) + str(i): numpy.zeros([chance.randrange(4) for _ in range(chance.randrange(4))], chance.choice(dtypes))
-                   for i in range(chance.randrange(8))}
+        tensors = {}
+        for number in range(chance.randrange(8)):
+            shape = [chance.randrange(4) for _ in range(chance.randrange(4))]
+            tensors[chance.choice(NAMES) + str(number)] = numpy.zeros(shape, chance.choice(dtypes))
         metadata = {chance.choice(NAMES): "v"} if chance.random() < 0.5 else None
         file = safetensors.numpy.save(tensors, metadata)
         ours = parse(file)
@@ -160,7 +165,8 @@ def test_sharding_info_is_built_and_read_alike(parse, rebuild, tmp_path):
     for _ in range(200):
         header, data = random_header(chance)
         header.pop("__metadata__", None)
-        offsets = {name: {"saved_offsets": [chance.randrange(1 << 40) for _ in one["shape"]]} for name, one in header.items()}
+        offsets = {name: {"saved_offsets": [chance.randrange(1 << 40) for _ in one["shape"]]}
+                   for name, one in header.items()}
         if not offsets:
             continue
         info = json.dumps(offsets, ensure_ascii=chance.random() < 0.5)
@@ -174,10 +180,10 @@ def test_sharding_info_is_built_and_read_alike(parse, rebuild, tmp_path):
             assert ours == offsets[name]["saved_offsets"]
 
 
-SPLICES = [b"", b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"0", b"-", b".", b"e5", b"1e999", b"00", b"null", b"true", b" ", b"\0", b"\n",
-           b"\xff", b"\xed\xa0\x80", b"\\u0000", b"\\ud800", b"\\udc00", b"\\ud83d\\ude00", b"\\u00e9", b"18446744073709551616", b"4294967296",
-           b'"__metadata__":{},', b'"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},', b'"dtype":"U8",', b'"y":[[{}]],', b'"y":-0.0e-0,',
-           b"F32", b"F4", b"f32", b"[" * 200, b"\xc3\xa9", b"\xef\xbb\xbf"]
+SPLICES = [b"", b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"0", b"-", b".", b"e5", b"1e999", b"00", b"null", b"true",
+           b" ", b"\0", b"\n", b"\xff", b"\xed\xa0\x80", b"\\u0000", b"\\ud800", b"\\udc00", b"\\ud83d\\ude00", b"\\u00e9",
+           b"18446744073709551616", b"4294967296", b'"__metadata__":{},', b'"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},',
+           b'"dtype":"U8",', b'"y":[[{}]],', b'"y":-0.0e-0,', b"F32", b"F4", b"f32", b"[" * 200, b"\xc3\xa9", b"\xef\xbb\xbf"]
 
 
 def mutate(chance, file):
@@ -214,8 +220,8 @@ def mutate(chance, file):
 
 def stricter_on_purpose(reason):
     """What safetensors lets pass and we do not, by decision: see engine/format/header_parse.c."""
-    return any(part in reason for part in ("twice", "NUL", "deeply", "out of range", "too long", "an object is expected", "a string is expected",
-                                           "the dtype is unknown", "DCP_SHARDING_INFO"))
+    return any(part in reason for part in ("twice", "NUL", "deeply", "out of range", "too long", "an object is expected",
+                                           "a string is expected", "the dtype is unknown", "DCP_SHARDING_INFO"))
 
 
 def test_nothing_is_accepted_that_safetensors_refuses(parse):
@@ -234,7 +240,8 @@ def test_nothing_is_accepted_that_safetensors_refuses(parse):
         else:
             (length,) = struct.unpack_from("<Q", file)
             data = file[8 + length:]
-            assert {name: (dtype, shape, data[begin:end]) for name, dtype, shape, begin, end, _ in ours["tensors"]} == reference
+            got = {name: (dtype, shape, data[begin:end]) for name, dtype, shape, begin, end, _ in ours["tensors"]}
+            assert got == reference
             accepted += 1
     assert accepted > rounds // 20 and refused > rounds // 4, (accepted, refused)
 

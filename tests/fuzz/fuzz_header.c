@@ -25,7 +25,8 @@ static void assert_same(const struct parsed_header *a, const struct parsed_heade
     for (size_t i = 0; i < a->count; i++) {
         const struct parsed_tensor *x = &a->tensors[i], *y = &b->tensors[i];
 
-        assert(!strcmp(x->name, y->name) && x->dtype == y->dtype && x->rank == y->rank && x->begin == y->begin && x->end == y->end);
+        assert(!strcmp(x->name, y->name) && x->dtype == y->dtype && x->rank == y->rank && x->begin == y->begin &&
+               x->end == y->end);
         assert(!x->rank || !memcmp(x->shape, y->shape, x->rank * sizeof *x->shape));
         if (x->global_offsets && x->rank)
             assert(!memcmp(x->global_offsets, y->global_offsets, x->rank * sizeof *x->global_offsets));
@@ -51,7 +52,8 @@ static void rebuild(const struct parsed_header *header)
         bound += header_entry_bound(&entries[i], sharded);
     for (size_t i = 0; i < header->metadata_count; i++)
         bound += header_pair_bound(&header->metadata[i]);
-    assert(!header_build(entries, header->count, sharded, header->metadata, header->metadata_count, SAFETENSORS_DATA_ALIGN, &bytes, &size));
+    assert(!header_build(entries, header->count, sharded, header->metadata, header->metadata_count, SAFETENSORS_DATA_ALIGN,
+                         &bytes, &size));
     assert(size <= bound);
     assert(!header_parse((char *)bytes + 8, size - 8, header->data_bytes, &again, &reason, &position));
     assert_same(header, &again);

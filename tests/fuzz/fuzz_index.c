@@ -13,7 +13,8 @@ static void assert_orderly(const struct parsed_index *index)
     for (size_t i = 0; i < index->file_count; i++)
         assert(file_name_is_safe(index->files[i]) && (!i || strcmp(index->files[i - 1], index->files[i]) < 0));
     for (size_t i = 0; i < index->entry_count; i++)
-        assert(file_name_is_safe(index->entries[i].file) && (!i || strcmp(index->entries[i - 1].tensor, index->entries[i].tensor) < 0));
+        assert(file_name_is_safe(index->entries[i].file) &&
+               (!i || strcmp(index->entries[i - 1].tensor, index->entries[i].tensor) < 0));
 }
 
 static void rebuild(const struct parsed_index *index)
@@ -27,7 +28,8 @@ static void rebuild(const struct parsed_index *index)
     assert(!index_parse(json, size, &again, &reason));
     assert(again.entry_count == index->entry_count && again.file_count == index->file_count);
     for (size_t i = 0; i < index->entry_count; i++)
-        assert(!strcmp(again.entries[i].tensor, index->entries[i].tensor) && !strcmp(again.entries[i].file, index->entries[i].file));
+        assert(!strcmp(again.entries[i].tensor, index->entries[i].tensor) &&
+               !strcmp(again.entries[i].file, index->entries[i].file));
     parsed_index_deinit(&again);
     free(json);
 }

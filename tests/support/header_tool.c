@@ -124,7 +124,8 @@ static char *file_rebuild(const struct record *file, const struct parsed_header 
                                             tensor->begin, tensor->end, tensor->global_offsets };
         sharded = sharded || tensor->global_offsets;
     }
-    if (header_build(entries, header->count, sharded, header->metadata, header->metadata_count, SAFETENSORS_DATA_ALIGN, &front, size))
+    if (header_build(entries, header->count, sharded, header->metadata, header->metadata_count, SAFETENSORS_DATA_ALIGN, &front,
+                     size))
         exit(1);
     rebuilt = realloc(front, *size + (file->size - data_at) + 1);
     memcpy(rebuilt + *size, file->bytes + data_at, file->size - data_at);

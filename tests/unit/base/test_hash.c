@@ -36,7 +36,8 @@ Test(hash, agrees_with_xxhsum)
 
 Test(hash, does_not_depend_on_how_the_bytes_are_cut)
 {
-    const size_t sizes[] = { 0, 1, 3, 16, 17, 240, 241, 1023, 1024, 1025, 65536, 100003 }, cuts[] = { 1, 7, 64, 255, 256, 257, 4096 };
+    const size_t sizes[] = { 0, 1, 3, 16, 17, 240, 241, 1023, 1024, 1025, 65536, 100003 },
+                 cuts[] = { 1, 7, 64, 255, 256, 257, 4096 };
     struct hash_stream *stream = hash_stream_create();
     uint8_t *bytes = pattern_create(100003);
 
@@ -96,8 +97,13 @@ Test(hash, hex_goes_there_and_back)
 
 Test(hash, refuses_hex_of_another_form)
 {
-    const char *wrong[] = { "", "0", "0123456789abcdef0123456789abcde", "0123456789abcdef0123456789abcdef0",
-                            "0123456789ABCDEF0123456789abcdef", "0123456789abcdeg0123456789abcdef", " 123456789abcdef0123456789abcdef" };
+    const char *wrong[] = { "",
+                            "0",
+                            "0123456789abcdef0123456789abcde",
+                            "0123456789abcdef0123456789abcdef0",
+                            "0123456789ABCDEF0123456789abcdef",
+                            "0123456789abcdeg0123456789abcdef",
+                            " 123456789abcdef0123456789abcdef" };
     struct digest untouched = hash_bytes("x", 1), digest = untouched;
 
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)

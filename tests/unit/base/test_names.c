@@ -15,7 +15,9 @@ static void assert_refused(const char *name, const char *reason_part)
 
 Test(names, accepts_what_people_call_checkpoints)
 {
-    const char *fine[] = { "a", "step-00001000", "run 7 (best)", "b.c.d", "\xc3\xa9poque", "\xf0\x9f\x90\x98", "a\\b", "~", "-rf" };
+    const char *fine[] = {
+        "a", "step-00001000", "run 7 (best)", "b.c.d", "\xc3\xa9poque", "\xf0\x9f\x90\x98", "a\\b", "~", "-rf"
+    };
     const char *reason;
 
     for (size_t i = 0; i < sizeof fine / sizeof *fine; i++)
@@ -161,8 +163,8 @@ Test(names, the_largest_numbers_fit)
 
 Test(names, part_records_are_told_from_other_files)
 {
-    const char *others[] = { "tspool.part-", "tspool.part-1", "tspool.part-0000a", "tspool.part-00001.partial", "xtspool.part-00001",
-                             DIGESTS_NAME, MANIFEST_NAME };
+    const char *others[] = { "tspool.part-", "tspool.part-1", "tspool.part-0000a", "tspool.part-00001.partial",
+                             "xtspool.part-00001", DIGESTS_NAME, MANIFEST_NAME };
 
     cr_assert(part_name_is("tspool.part-00001"));
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)

@@ -11,7 +11,8 @@ static const uint64_t shape_2x3[] = { 2, 3 }, offsets_4x0[] = { 4, 0 };
 
 struct built { char *bytes; size_t size; };
 
-static struct built build(const struct header_entry *entries, size_t count, int sharded, const struct header_pair *pairs, size_t pair_count)
+static struct built build(const struct header_entry *entries, size_t count, int sharded, const struct header_pair *pairs,
+                          size_t pair_count)
 {
     struct built built = { 0 };
     void *bytes = NULL;
@@ -36,7 +37,8 @@ static void assert_json(struct built built, const char *json)
 
 Test(header_emit, writes_entries_as_the_format_says)
 {
-    const struct header_entry entries[] = { { "w", TSPOOL_F32, 2, shape_2x3, 0, 24, NULL }, { "s", TSPOOL_BF16, 0, NULL, 24, 26, NULL } };
+    const struct header_entry entries[] = { { "w", TSPOOL_F32, 2, shape_2x3, 0, 24, NULL },
+                                            { "s", TSPOOL_BF16, 0, NULL, 24, 26, NULL } };
     struct built built = build(entries, 2, 0, NULL, 0);
 
     assert_json(built, "{\"w\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]},"
@@ -85,7 +87,8 @@ Test(header_emit, escapes_names_once_and_in_sharding_twice)
     const struct header_entry entry = { "a\"b\\c\n\xc3\xa9", TSPOOL_U8, 0, NULL, 0, 1, NULL };
     struct built built = build(&entry, 1, 1, NULL, 0);
 
-    assert_json(built, "{\"__metadata__\":{\"DCP_SHARDING_INFO\":\"{\\\"a\\\\\\\"b\\\\\\\\c\\\\u000a\xc3\xa9\\\":{\\\"saved_offsets\\\":[]}}\","
+    assert_json(built, "{\"__metadata__\":{\"DCP_SHARDING_INFO\":\"{\\\"a\\\\\\\"b\\\\\\\\c\\\\u000a\xc3\xa9\\\":"
+                       "{\\\"saved_offsets\\\":[]}}\","
                        "\"DCP_VERSION\":\"1.0\",\"format\":\"pt\"},"
                        "\"a\\\"b\\\\c\\u000a\xc3\xa9\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[0,1]}}");
     free(built.bytes);
@@ -169,7 +172,8 @@ Test(header_emit, bounds_hold_for_the_hardest_names)
                 while (end[-1] == ' ')
                     end--;
                 cr_assert_leq((size_t)(end - built.bytes), bound + HEADER_FRAME_BOUND);
-                cr_assert_geq((size_t)(end - built.bytes) + HEADER_FRAME_BOUND, bound, "a bound far from the truth splits files for nothing");
+                cr_assert_geq((size_t)(end - built.bytes) + HEADER_FRAME_BOUND, bound,
+                              "a bound far from the truth splits files for nothing");
                 free(built.bytes);
             }
 }
@@ -196,11 +200,13 @@ struct sample {
 
 static void sample_entry(struct sample *sample, size_t i)
 {
-    static const char *const tails[] = { "", "\xe2\x82\xac", "\"", "\\", "\n", "\x1f", "\xf0\x9f\x92\xbe", "__metadata__", "/", " " };
+    static const char *const tails[] = { "", "\xe2\x82\xac", "\"", "\\", "\n", "\x1f",
+                                         "\xf0\x9f\x92\xbe", "__metadata__", "/", " " };
     struct header_entry *entry = &sample->entries[i];
     uint64_t bits;
 
-    snprintf(sample->names[i], sizeof sample->names[i], "%s.layer.%zu.%s", tails[random_next() % 10], i, tails[random_next() % 10]);
+    snprintf(sample->names[i], sizeof sample->names[i], "%s.layer.%zu.%s", tails[random_next() % 10], i,
+             tails[random_next() % 10]);
     *entry = (struct header_entry){ sample->names[i], (enum tspool_dtype)(1 + random_next() % (TSPOOL_DTYPE_COUNT - 1)),
                                     (uint32_t)(random_next() % 7), sample->shapes[i], sample->data_bytes, 0, NULL };
     bits = tspool_dtype_bits(entry->dtype);

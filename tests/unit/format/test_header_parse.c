@@ -45,7 +45,8 @@ static void assert_refused(const char *json, uint64_t data_bytes, const char *re
 
 Test(header_parse, takes_an_ordinary_header)
 {
-    static const char json[] = " {\"__metadata__\" : {\"format\":\"pt\"},\t\"b\":{\"data_offsets\":[4, 28],\"shape\":[2,3],\"dtype\":\"F32\"},\n"
+    static const char json[] = " {\"__metadata__\" : {\"format\":\"pt\"},\t\"b\":"
+                               "{\"data_offsets\":[4, 28],\"shape\":[2,3],\"dtype\":\"F32\"},\n"
                                "\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}      ";
     struct parsed_header header;
     const char *reason = "";
@@ -99,7 +100,8 @@ Test(header_parse, data_is_covered_without_hole_overlap_or_rest)
     assert_refused("{\"a\":" ENTRY(0, 4) "}", 3, "too short");
     assert_refused("{\"a\":" ENTRY(0, 4) "}", 5, "after its last tensor");
     assert_refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[1,5]}}", 5, "no tensor covers");
-    assert_refused("{\"a\":" ENTRY(0, 4) ",\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[5,6]}}", 6, "no tensor covers");
+    assert_refused("{\"a\":" ENTRY(0, 4) ",\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[5,6]}}", 6,
+                   "no tensor covers");
     assert_refused("{\"a\":" ENTRY(0, 4) ",\"b\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[3,6]}}", 6, "overlap");
     assert_refused("{\"a\":" ENTRY(0, 4) ",\"b\":" ENTRY(0, 4) "}", 4, "overlap");
 }
@@ -129,13 +131,15 @@ Test(header_parse, overflowing_shapes_are_refused)
     assert_refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[4294967296,4294967296,0],\"data_offsets\":[0,0]}}", 0, "64 bits");
     assert_accepted("{\"a\":{\"dtype\":\"U8\",\"shape\":[0,4294967296,4294967296],\"data_offsets\":[0,0]}}", 0);
     assert_refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[18446744073709551616],\"data_offsets\":[0,0]}}", 0, "64 bits");
-    assert_refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[18446744073709551615,18446744073709551616]}}", 1, "64 bits");
+    assert_refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[18446744073709551615,18446744073709551616]}}", 1,
+                   "64 bits");
 }
 
 Test(header_parse, names_given_twice_are_refused)
 {
     assert_refused("{\"a\":" ENTRY(0, 4) ",\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[4,4]}}", 4, "given twice");
-    assert_refused("{\"a\":" ENTRY(0, 4) ",\"\\u0061\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[4,4]}}", 4, "given twice");
+    assert_refused("{\"a\":" ENTRY(0, 4) ",\"\\u0061\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[4,4]}}", 4,
+                   "given twice");
     assert_refused("{\"__metadata__\":{},\"__metadata__\":{}}", 0, "given twice");
     assert_refused("{\"__metadata__\":{},\"\\u005f_metadata__\":{}}", 0, "given twice");
     assert_refused("{\"__metadata__\":{\"k\":\"1\",\"k\":\"2\"}}", 0, "given twice");
@@ -164,15 +168,16 @@ Test(header_parse, members_are_all_there_and_of_their_type)
 
 Test(header_parse, unknown_members_of_a_tensor_are_skipped)
 {
-    assert_accepted("{\"a\":{\"dtype\":\"U8\",\"x\":{\"y\":[1,-2.5e3,true,false,null,\"\\ud83d\\ude00\",{}],\"y\":[]},\"shape\":[0],"
-                    "\"data_offsets\":[0,0]}}", 0);
+    assert_accepted("{\"a\":{\"dtype\":\"U8\",\"x\":{\"y\":[1,-2.5e3,true,false,null,\"\\ud83d\\ude00\",{}],\"y\":[]},"
+                    "\"shape\":[0],\"data_offsets\":[0,0]}}", 0);
     assert_refused("{\"a\":{\"dtype\":\"U8\",\"x\":01,\"shape\":[0],\"data_offsets\":[0,0]}}", 0, "malformed");
     assert_refused("{\"a\":{\"dtype\":\"U8\",\"x\":1e999,\"shape\":[0],\"data_offsets\":[0,0]}}", 0, "out of range");
 }
 
 Test(header_parse, names_are_unescaped)
 {
-    static const char json[] = "{\"\\u0061\\n\\\"\\\\\\/\\ud83d\\ude00\\u00e9\\u20ac\":{\"\\u0064type\":\"U8\",\"shape\":[],\"data_offsets\":[0,1]}}";
+    static const char json[] = "{\"\\u0061\\n\\\"\\\\\\/\\ud83d\\ude00\\u00e9\\u20ac\":"
+                               "{\"\\u0064type\":\"U8\",\"shape\":[],\"data_offsets\":[0,1]}}";
     struct parsed_header header;
     const char *reason = "";
 
@@ -241,8 +246,9 @@ Test(header_parse, rank_has_a_limit)
 
 /* Sharding ----------------------------------------------------------------------------------------------------------- */
 
-#define SHARDED(info) "{\"__metadata__\":{\"DCP_SHARDING_INFO\":\"" info "\"},\"a\":{\"dtype\":\"U8\",\"shape\":[2,2],\"data_offsets\":[0,4]}," \
-                      "\"b\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[4,5]}}"
+#define SHARDED(info) \
+    "{\"__metadata__\":{\"DCP_SHARDING_INFO\":\"" info "\"},\"a\":{\"dtype\":\"U8\",\"shape\":[2,2],\"data_offsets\":[0,4]}," \
+    "\"b\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[4,5]}}"
 
 Test(header_parse, sharding_gives_global_offsets)
 {
@@ -284,7 +290,8 @@ Test(header_parse, broken_sharding_is_refused)
 
 /* Damage ------------------------------------------------------------------------------------------------------------- */
 
-static const char whole[] = "{\"__metadata__\":{\"DCP_SHARDING_INFO\":\"{\\\"w\\\":{\\\"saved_offsets\\\":[0,3]}}\",\"k\":\"\\u00e9\"},"
+static const char whole[] = "{\"__metadata__\":{\"DCP_SHARDING_INFO\":\"{\\\"w\\\":{\\\"saved_offsets\\\":[0,3]}}\","
+                            "\"k\":\"\\u00e9\"},"
                             "\"w\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]},"
                             "\"e\":{\"dtype\":\"I64\",\"shape\":[0],\"data_offsets\":[24,24]}}  ";
 

@@ -18,7 +18,8 @@ static void assert_refused(const char *json, const char *reason_part)
 
 Test(index, is_laid_out_as_transformers_writes_it)
 {
-    const struct index_entry entries[] = { { "a", "model-00001-of-00002.safetensors" }, { "b\"", "model-00002-of-00002.safetensors" } };
+    const struct index_entry entries[] = { { "a", "model-00001-of-00002.safetensors" },
+                                           { "b\"", "model-00002-of-00002.safetensors" } };
     char *json;
     size_t size;
 
@@ -56,7 +57,8 @@ Test(index, goes_there_and_back_sorted_by_tensor)
 
 Test(index, takes_what_others_write)
 {
-    const char *fine[] = { "{\"weight_map\":{}}", "{\"metadata\":{\"total_size\":1.5e10,\"x\":[]},\"weight_map\":{\"a\":\"f\"},\"more\":null}",
+    const char *fine[] = { "{\"weight_map\":{}}",
+                           "{\"metadata\":{\"total_size\":1.5e10,\"x\":[]},\"weight_map\":{\"a\":\"f\"},\"more\":null}",
                            "\n{ \"weight_map\" : { } }\n" };
     struct parsed_index index;
     const char *reason = "";

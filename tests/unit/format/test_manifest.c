@@ -16,7 +16,8 @@ static struct manifest_file files[] = {
     { "objects-00001.bin", MANIFEST_OBJECTS, 0, 100, 100, { { 5 } } },
     { "model.safetensors.index.json", MANIFEST_INDEX, 0, 77, 77, { { 6 } } },
 };
-static struct manifest_digests digests[] = { { "tspool.digests", 0, 164, { { 7 } } }, { "tspool.digests-00002", 1, 64, { { 8 } } } };
+static struct manifest_digests digests[] = { { "tspool.digests", 0, 164, { { 7 } } },
+                                             { "tspool.digests-00002", 1, 64, { { 8 } } } };
 static struct manifest_object objects[] = { { "lr", "json", "objects-00001.bin", 0, 0, 60, { { 9 } } },
                                             { "rng", "bytes", "objects-00001.bin", 1, 60, 40, { { 10 } } } };
 static struct manifest_alias aliases[] = { { "lm_head.weight", "wte.weight" }, { "tied\\2", "wte.weight" } };
@@ -24,9 +25,15 @@ static struct manifest_shape shapes[] = { { "w", 2, global_shape }, { "scalar", 
 
 static struct manifest sample(void)
 {
-    return (struct manifest){ .world_size = 2, .save_id = { 0xde, 0xad, 0xbe, 0xef }, .sequence = UINT64_MAX - 1, .time_seconds = 1795314300,
-                              .metadata = pairs, .metadata_count = 2, .files = files, .file_count = 4, .digests = digests,
-                              .digests_count = 2, .objects = objects, .object_count = 2, .aliases = aliases, .alias_count = 2,
+    return (struct manifest){ .world_size = 2,
+                              .save_id = { 0xde, 0xad, 0xbe, 0xef },
+                              .sequence = UINT64_MAX - 1,
+                              .time_seconds = 1795314300,
+                              .metadata = pairs, .metadata_count = 2,
+                              .files = files, .file_count = 4,
+                              .digests = digests, .digests_count = 2,
+                              .objects = objects, .object_count = 2,
+                              .aliases = aliases, .alias_count = 2,
                               .shapes = shapes, .shape_count = 2 };
 }
 
@@ -119,8 +126,8 @@ Test(manifest, digest_is_patched_in_place)
 
 Test(manifest, times_go_there_and_back)
 {
-    const uint64_t times[] = { 0, 59, 86399, 86400, 951782400 /* 2000-02-29 */, 951868799, 951868800, 1795314300, 4107542399, 4107542400,
-                               253402300799 };
+    const uint64_t times[] = { 0, 59, 86399, 86400, 951782400 /* 2000-02-29 */, 951868799, 951868800, 1795314300,
+                               4107542399, 4107542400, 253402300799 };
 
     for (size_t i = 0; i < sizeof times / sizeof *times; i++) {
         struct manifest given = { .world_size = 1, .time_seconds = times[i] }, got;
@@ -152,10 +159,12 @@ Test(manifest, time_reads_as_people_write_it)
 #define ID "\"save_id\":\"00000000000000000000000000000000\""
 #define HEX "\"11111111111111111111111111111111\""
 #define FRONT "{\"tspool_manifest\":1," ID ",\"sequence\":1,\"world_size\":1"
-#define FILE_OF(name, kind, rank, size, header) "{\"name\":\"" name "\",\"kind\":\"" kind "\",\"rank\":" #rank ",\"size\":" #size \
-                                                ",\"header_size\":" #header ",\"header_digest\":" HEX "}"
-#define OBJECT_IN(file, offset, size) "{\"name\":\"o\",\"kind\":\"json\",\"rank\":0,\"file\":\"" file "\",\"offset\":" #offset ",\"size\":" #size \
-                                      ",\"digest\":" HEX "}"
+#define FILE_OF(name, kind, rank, size, header) \
+    "{\"name\":\"" name "\",\"kind\":\"" kind "\",\"rank\":" #rank ",\"size\":" #size \
+    ",\"header_size\":" #header ",\"header_digest\":" HEX "}"
+#define OBJECT_IN(file, offset, size) \
+    "{\"name\":\"o\",\"kind\":\"json\",\"rank\":0,\"file\":\"" file "\",\"offset\":" #offset ",\"size\":" #size \
+    ",\"digest\":" HEX "}"
 
 static void assert_outcome(const char *json, int expected, const char *reason_part)
 {
@@ -198,14 +207,16 @@ Test(manifest, files_stay_in_the_directory)
     assert_refused(FRONT ",\"files\":[" FILE_OF("../a", "safetensors", 0, 10, 10) "],\"digests\":[]}", "plain name");
     assert_refused(FRONT ",\"files\":[" FILE_OF("/a", "safetensors", 0, 10, 10) "],\"digests\":[]}", "plain name");
     assert_refused(FRONT ",\"files\":[" FILE_OF("", "safetensors", 0, 10, 10) "],\"digests\":[]}", "plain name");
-    assert_refused(FRONT ",\"files\":[],\"digests\":[{\"name\":\"a/b\",\"rank\":0,\"size\":64,\"digest\":" HEX "}]}", "plain name");
+    assert_refused(FRONT ",\"files\":[],\"digests\":[{\"name\":\"a/b\",\"rank\":0,\"size\":64,\"digest\":" HEX "}]}",
+                   "plain name");
 }
 
 Test(manifest, files_are_listed_once_and_are_consistent)
 {
-    assert_refused(FRONT ",\"files\":[" FILE_OF("a", "index", 0, 1, 1) "," FILE_OF("a", "objects", 0, 1, 1) "],\"digests\":[]}", "twice");
-    assert_refused(FRONT ",\"files\":[" FILE_OF("a", "index", 0, 1, 1) "],\"digests\":[{\"name\":\"a\",\"rank\":0,\"size\":64,\"digest\":" HEX
-                   "}]}", "twice");
+    assert_refused(FRONT ",\"files\":[" FILE_OF("a", "index", 0, 1, 1) "," FILE_OF("a", "objects", 0, 1, 1) "],\"digests\":[]}",
+                   "twice");
+    assert_refused(FRONT ",\"files\":[" FILE_OF("a", "index", 0, 1, 1) "],"
+                   "\"digests\":[{\"name\":\"a\",\"rank\":0,\"size\":64,\"digest\":" HEX "}]}", "twice");
     assert_refused(FRONT ",\"files\":[" FILE_OF("a", "index", 0, 1, 2) "],\"digests\":[]}", "larger than the file");
     assert_refused(FRONT ",\"files\":[" FILE_OF("a", "index", 1, 1, 1) "],\"digests\":[]}", "world size");
     assert_refused(FRONT ",\"files\":[" FILE_OF("a", "image", 0, 1, 1) "],\"digests\":[]}", "kind");
@@ -217,8 +228,9 @@ Test(manifest, files_are_listed_once_and_are_consistent)
 
 Test(manifest, objects_lie_within_their_files)
 {
-#define WITH_OBJECT(object) FRONT ",\"files\":[" FILE_OF("o.bin", "objects", 0, 10, 10) "," FILE_OF("s", "safetensors", 0, 10, 10) \
-                            "],\"digests\":[],\"objects\":[" object "]}"
+#define WITH_OBJECT(object) \
+    FRONT ",\"files\":[" FILE_OF("o.bin", "objects", 0, 10, 10) "," FILE_OF("s", "safetensors", 0, 10, 10) \
+    "],\"digests\":[],\"objects\":[" object "]}"
     assert_outcome(WITH_OBJECT(OBJECT_IN("o.bin", 0, 10)), 0, "");
     assert_outcome(WITH_OBJECT(OBJECT_IN("o.bin", 10, 0)), 0, "");
     assert_refused(WITH_OBJECT(OBJECT_IN("o.bin", 1, 10)), "beyond the end");
@@ -241,10 +253,10 @@ Test(manifest, maps_name_each_thing_once)
 
 Test(manifest, ids_and_digests_are_hex)
 {
-    assert_refused("{\"tspool_manifest\":1,\"save_id\":\"0000000000000000000000000000000\",\"sequence\":1,\"world_size\":1,\"files\":[],"
-                   "\"digests\":[]}", "hex");
-    assert_refused("{\"tspool_manifest\":1,\"save_id\":\"0000000000000000000000000000000G\",\"sequence\":1,\"world_size\":1,\"files\":[],"
-                   "\"digests\":[]}", "hex");
+    assert_refused("{\"tspool_manifest\":1,\"save_id\":\"0000000000000000000000000000000\",\"sequence\":1,\"world_size\":1,"
+                   "\"files\":[],\"digests\":[]}", "hex");
+    assert_refused("{\"tspool_manifest\":1,\"save_id\":\"0000000000000000000000000000000G\",\"sequence\":1,\"world_size\":1,"
+                   "\"files\":[],\"digests\":[]}", "hex");
     assert_refused("{\"tspool_manifest\":1," ID ",\"sequence\":1,\"world_size\":0,\"files\":[" FILE_OF("a", "index", 0, 1, 1) "],"
                    "\"digests\":[]}", "world size");
 }
