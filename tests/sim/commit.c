@@ -1,7 +1,7 @@
 /* sim/commit.c - the writer's machine on the simulated disk: it commits under every order of completions, and each of its
  * operations may fail, once, without anything being lost, left behind, or unsaid.
  */
-#include "sim_scene.h"
+#include "prepared.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -9,155 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define NAME "step-2"
-#define PATH SCENE_ROOT "/" NAME
-#define FOREIGN "tokenizer.json"
-
-/* What a save meets: nothing under its name; a checkpoint that it replaces, with a file of somebody else in it; the same where
- * two directories cannot be exchanged. */
-enum before { NEW, REPLACED, REPLACED_WITHOUT_EXCHANGE };
-
-struct prepared {
-    struct sim_state old, new;
-    enum before before;
-    struct sim_disk *disk;             /* before the save, all durable */
-    struct digest old_tree, new_tree;  /* of PATH, before and after */
-};
-
-static const struct scene_settings plain = { .world = { .memory_align = 512, .offset_align = 512 } };
-
-static struct digest tree_of(const struct sim_disk *disk, const char *path)
-{
-    struct digest none = { { 0 } };
-    uint32_t inode;
-
-    return sim_disk_walk(disk, SIM_ROOT, path, &inode) ? none : sim_disk_fingerprint(disk, inode);
-}
-
-static void foreign_add(struct sim_disk *disk)
-{
-    uint32_t directory, file;
-
-    cr_assert_eq(sim_disk_walk(disk, SIM_ROOT, PATH, &directory), 0);
-    cr_assert_eq(sim_disk_make(disk, directory, FOREIGN, false, &file), 0);
-    cr_assert_eq(sim_disk_write(disk, file, 0, "{\"vocab\": 256}", 14), 14);
-    sim_disk_sync_all(disk);
-}
-
-/* An older checkpoint stands beside, and, unless the save is new, one under its name. */
-static void prepare(struct prepared *prepared, enum before before)
-{
-    struct scene_settings settings = plain;
-    struct sim_disk *after;
-
-    settings.world.disk.exchange_refused = before == REPLACED_WITHOUT_EXCHANGE;
-    prepared->before = before;
-    sim_state_init(&prepared->old, 1, 0);
-    sim_state_init(&prepared->new, 2, 0);
-    prepared->disk = scene_commit(&settings, NULL, &prepared->old, "step-1", false);
-    cr_assert_not_null(prepared->disk);
-    if (before != NEW) {
-        prepared->disk = scene_commit(&settings, prepared->disk, &prepared->old, NAME, false);
-        cr_assert_not_null(prepared->disk);
-        foreign_add(prepared->disk);
-    }
-    prepared->old_tree = tree_of(prepared->disk, PATH);
-    after = scene_commit(&settings, sim_disk_clone(prepared->disk), &prepared->new, NAME, before != NEW);
-    cr_assert_not_null(after);
-    prepared->new_tree = tree_of(after, PATH);
-    sim_disk_destroy(after);
-}
-
-static void prepared_end(struct prepared *prepared)
-{
-    sim_disk_destroy(prepared->disk);
-    sim_state_deinit(&prepared->old);
-    sim_state_deinit(&prepared->new);
-}
-
-/* What the real reader says about it: 0 or -errno with the reason. */
-static int load(const struct sim_disk *disk, const char *path, const struct sim_state *state, char *why, size_t why_size)
-{
-    struct sim_settings settings = { .memory_align = 512, .offset_align = 512 };
-    struct sim_world *world = sim_world_create(&settings, sim_disk_clone(disk));
-    struct io *io = sim_io_create(world, "reader", 32);
-    int error = sim_state_check(state, io, path, why, why_size);
-
-    cr_expect_null(sim_world_violation(world), "reader: %s", sim_world_violation(world));
-    io_destroy(io);
-    sim_world_destroy(world);
-    return error;
-}
-
 static void loads(const struct sim_disk *disk, const char *path, const struct sim_state *state, const char *when)
 {
     char why[512] = "";
 
-    cr_expect_eq(load(disk, path, state, why, sizeof(why)), 0, "%s: %s does not load: %s", when, path, why);
-}
-
-static size_t names_in_root(const struct sim_disk *disk)
-{
-    struct io_list list;
-    uint32_t root;
-    size_t count;
-
-    cr_assert_eq(sim_disk_walk(disk, SIM_ROOT, SCENE_ROOT, &root), 0);
-    cr_assert_eq(sim_disk_list(disk, root, &list), 0);
-    count = list.count;
-    io_list_free(&list);
-    return count;
-}
-
-/* One save ---------------------------------------------------------------------------------------------------------- */
-
-struct outcome {
-    bool ready, answered, closed;
-    struct message_ready refusal;      /* unless ready */
-    struct sim_save save;
-    struct sim_disk *disk;             /* afterwards, as programs see it */
-    char violation[512];
-    char *trace;
-};
-
-static void outcome_end(struct outcome *outcome)
-{
-    sim_disk_destroy(outcome->disk);
-    free(outcome->trace);
-}
-
-static struct outcome save_once(const struct prepared *prepared, const struct scene_settings *settings)
-{
-    struct outcome outcome = { .ready = false };
-    struct sim_save *save = NULL;
-    struct scene scene;
-    uint8_t save_id[16];
-
-    scene_save_id(prepared->new.seed, save_id);
-    scene_init(&scene, settings, sim_disk_clone(prepared->disk));
-    outcome.ready = scene_run_until_ready(&scene);
-    outcome.refusal = scene.trainer.ready;
-    if (outcome.ready) {
-        save = sim_trainer_begin(&scene.trainer, &prepared->new, NAME, prepared->before != NEW, save_id, 0);
-        outcome.answered = scene_run_until_answered(&scene, save);
-        outcome.save = *save;
-    }
-    outcome.closed = scene_close(&scene);
-    if (save)
-        outcome.save = *save; /* what came after the last answer, if anything */
-    snprintf(outcome.violation, sizeof(outcome.violation), "%s", scene_violation(&scene) ? scene_violation(&scene) : "");
-    outcome.disk = sim_disk_clone(sim_world_disk(scene.world));
-    if (settings->world.trace)
-        outcome.trace = strdup(sim_world_trace(scene.world));
-    scene_deinit(&scene);
-    return outcome;
-}
-
-static bool committed(const struct prepared *prepared, const struct outcome *outcome)
-{
-    return outcome->closed && !outcome->violation[0] && outcome->save.published == 1
-           && digest_equal(tree_of(outcome->disk, PATH), prepared->new_tree)
-           && names_in_root(outcome->disk) == 2; /* step-1 and the new one */
+    cr_expect_eq(disk_load(disk, path, state, why, sizeof(why)), 0, "%s: %s does not load: %s", when, path, why);
 }
 
 Test(commit, new_checkpoint_loads_byte_for_byte)
@@ -165,11 +21,11 @@ Test(commit, new_checkpoint_loads_byte_for_byte)
     struct prepared prepared;
     struct outcome outcome;
 
-    prepare(&prepared, NEW);
-    outcome = save_once(&prepared, &plain);
+    prepare(&prepared, NEW, SIM_STRICT);
+    outcome = save_once(&prepared, &prepared.settings);
     cr_expect(committed(&prepared, &outcome), "%s", outcome.violation);
     loads(outcome.disk, PATH, &prepared.new, "new");
-    loads(outcome.disk, SCENE_ROOT "/step-1", &prepared.old, "new");
+    loads(outcome.disk, OTHER, &prepared.old, "new");
     outcome_end(&outcome);
     prepared_end(&prepared);
 }
@@ -177,13 +33,12 @@ Test(commit, new_checkpoint_loads_byte_for_byte)
 Test(commit, replaced_checkpoint_keeps_files_of_others)
 {
     for (int before = REPLACED; before <= REPLACED_WITHOUT_EXCHANGE; before++) {
-        struct scene_settings settings = plain;
         struct prepared prepared;
         struct outcome outcome;
         uint32_t inode;
 
-        prepare(&prepared, (enum before)before);
-        outcome = save_once(&prepared, &settings);
+        prepare(&prepared, (enum before)before, SIM_STRICT);
+        outcome = save_once(&prepared, &prepared.settings);
         cr_expect(committed(&prepared, &outcome), "%s", outcome.violation);
         loads(outcome.disk, PATH, &prepared.new, "replaced");
         cr_expect_eq(sim_disk_walk(outcome.disk, SIM_ROOT, PATH "/" FOREIGN, &inode), 0, "the tokenizer is lost");
@@ -225,7 +80,7 @@ static void every_seed_commits(enum before before, uint64_t first, uint64_t coun
 {
     struct prepared prepared;
 
-    prepare(&prepared, before);
+    prepare(&prepared, before, SIM_STRICT);
     for (uint64_t seed = first; seed < first + count; seed++) {
         struct scene_settings settings = settings_of(seed, before);
         struct outcome outcome = save_once(&prepared, &settings);
@@ -314,7 +169,7 @@ static void failed_save_is_clean(const struct prepared *prepared, const struct o
     cr_expect_str_eq(failure->path, relative(step->path), "%s: the record says %s", when, failure->path);
     /* A mkdir or link that was done and reported as failed is for gc. */
     if (!injected->late || (step->kind != OP_MKDIR && step->kind != OP_LINK))
-        cr_expect(digest_equal(tree_of(outcome->disk, SCENE_ROOT), tree_of(prepared->disk, SCENE_ROOT)),
+        cr_expect(digest_equal(tree_at(outcome->disk, SCENE_ROOT), tree_at(prepared->disk, SCENE_ROOT)),
                   "%s: the root is not as it was", when);
 }
 
@@ -323,13 +178,13 @@ static void unknown_save_removed_nothing(const struct prepared *prepared, const 
 {
     const struct message_failure *failure = &outcome->save.failure;
     const char *when = injected->when;
-    struct digest tree = tree_of(outcome->disk, PATH);
+    struct digest tree = tree_at(outcome->disk, PATH);
     bool old = digest_equal(tree, prepared->old_tree), new = digest_equal(tree, prepared->new_tree);
     char why[512] = "";
 
     /* Without exchange the name may be missing for a moment: whoever opens it next puts the newer one back. */
     if (prepared->before == REPLACED_WITHOUT_EXCHANGE && !old)
-        new = load(outcome->disk, PATH, &prepared->new, why, sizeof(why)) == 0;
+        new = disk_load(outcome->disk, PATH, &prepared->new, why, sizeof(why)) == 0;
     cr_expect_eq(outcome->save.unknown, 1, "%s: %u UNKNOWN", when, outcome->save.unknown);
     cr_expect_eq(failure->error, injected->error, "%s: the record says %s", when, strerror(failure->error));
     cr_expect_str_eq(failure->operation, op_kind_name(injected->step->kind), "%s: the record says %s", when, failure->operation);
@@ -352,7 +207,7 @@ static void injected_is_told(const struct prepared *prepared, const struct steps
         cr_expect_eq(outcome->refusal.error, injected->error, "%s: READY says %d", injected->when, outcome->refusal.error);
     } else if (outcome->save.published) {
         cr_expect(before_save || may_fail_silently(steps, injected->number), "%s: published all the same", injected->when);
-        cr_expect(digest_equal(tree_of(outcome->disk, PATH), prepared->new_tree), "%s: published something else", injected->when);
+        cr_expect(digest_equal(tree_at(outcome->disk, PATH), prepared->new_tree), "%s: published something else", injected->when);
     } else if (outcome->save.unknown) {
         cr_expect_geq(injected->number, steps->rename, "%s: UNKNOWN before the rename", injected->when);
         unknown_save_removed_nothing(prepared, outcome, injected);
@@ -365,11 +220,10 @@ static void one_failure(const struct prepared *prepared, const struct steps *ste
 {
     struct injected injected = { &steps->items[number], number, error, late, "" };
     struct sim_fault fault = { .on = { .process = "writer" }, .ordinal = injected.step->number, .error = error };
-    struct scene_settings settings = plain;
+    struct scene_settings settings = prepared->settings;
     struct outcome outcome;
 
     fault.action = late ? SIM_FAIL_AFTER : SIM_FAIL;
-    settings.world.disk.exchange_refused = prepared->before == REPLACED_WITHOUT_EXCHANGE;
     settings.faults = &fault;
     settings.fault_count = 1;
     snprintf(injected.when, sizeof(injected.when), "%s%s of step %zu, %s %s", late ? "late " : "", strerrorname_np(error), number,
@@ -377,20 +231,20 @@ static void one_failure(const struct prepared *prepared, const struct steps *ste
     outcome = save_once(prepared, &settings);
     cr_expect_str_empty(outcome.violation, "%s: %s", injected.when, outcome.violation);
     cr_expect(outcome.closed, "%s: the writer hangs", injected.when);
-    loads(outcome.disk, SCENE_ROOT "/step-1", &prepared->old, injected.when);
+    loads(outcome.disk, OTHER, &prepared->old, injected.when);
     injected_is_told(prepared, steps, &outcome, &injected);
     outcome_end(&outcome);
 }
 
 static void each_step_fails_once(enum before before)
 {
-    struct scene_settings settings = plain;
+    struct scene_settings settings;
     struct steps steps = { .count = 0 };
     struct prepared prepared;
     struct outcome outcome;
 
-    prepare(&prepared, before);
-    settings.world.disk.exchange_refused = before == REPLACED_WITHOUT_EXCHANGE;
+    prepare(&prepared, before, SIM_STRICT);
+    settings = prepared.settings;
     settings.look = step_note;
     settings.look_context = &steps;
     outcome = save_once(&prepared, &settings);

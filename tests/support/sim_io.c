@@ -594,8 +594,12 @@ void sim_io_kill(struct io *base)
     for (struct sim_event *event; (event = event_of(io));) {
         bool lands = sim_random_below(&event->random, 2);
 
-        if (lands && event->request.kind == OP_SEND) /* before the death can be noticed, or never */
-            verb_execute(event);
+        if (lands && event->request.kind == OP_SEND) { /* before the death can be noticed, or never */
+            int64_t result = verb_execute(event);
+
+            event_trace(event, result);
+            world_observed(world, event, result);
+        }
         if (lands && verb_changes_disk(event->request.kind)) {
             event_orphan(event);
         } else {

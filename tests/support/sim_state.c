@@ -255,8 +255,10 @@ static int open_check(const struct sim_state *state, struct tspool_checkpoint *c
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;
     int error = tspool_checkpoint_info(checkpoint, &info);
 
-    if (error == 0 && info.kind != TSPOOL_KIND_TSPOOL)
-        return differs(why, why_size, "its kind");
+    if (error == 0 && info.kind != TSPOOL_KIND_TSPOOL) {
+        snprintf(why, why_size, "it has no manifest: it opens as somebody else's folder, and says that nothing can be verified");
+        return -ENODATA;
+    }
     error = tensors_check(state, checkpoint, why, why_size);
     if (error == 0)
         error = extras_check(state, checkpoint, why, why_size);

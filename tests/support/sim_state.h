@@ -32,7 +32,8 @@ void *sim_state_appendix(const struct sim_state *state, const uint8_t save_id[16
 void sim_state_stage(const struct sim_state *state, uint32_t chunk, uint8_t *to);
 
 /* Opens the checkpoint at `path` with the real reader and compares everything with the state: tensors, ties, objects,
- * metadata, and a full verify. 0, or the reader's -errno, or -EILSEQ when it loads and is something else. `why` gets the
+ * metadata, and a full verify. 0; the reader's -errno; -ENODATA when it opens as
+ * a folder without a manifest; -EILSEQ when it loads and is something else. `why` gets the
  * reason (at least 256 bytes). */
 int sim_state_check(const struct sim_state *state, struct io *io, const char *path, char *why, size_t why_size);
 
