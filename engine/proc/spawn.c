@@ -20,6 +20,18 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* ThreadSanitizer's clone() takes every child for a fork and falls over one that shares memory. There it gets a fork; the
+ * recipe lies in shared memory either way. */
+#if defined(__SANITIZE_THREAD__)
+#define CLONE_SHARING 0
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define CLONE_SHARING 0
+#endif
+#endif
+#ifndef CLONE_SHARING
+#define CLONE_SHARING CLONE_VM
+#endif
 
 #define STACK_BYTES (64 * 1024) /* the child uses a few hundred bytes; sanitizers somewhat more */
 #define GUARD_BYTES (64 * 1024) /* a multiple of any page size; running over it must not reach our memory */
@@ -29,7 +41,7 @@
 
 #define UNHOOKED __attribute__((noinline, no_sanitize("address"), no_sanitize("thread"), no_sanitize("undefined")))
 
-/* Everything the child needs, made ready before; `error` is what it reports back through our common memory. */
+/* Everything the child needs, made ready before; `error` is what it reports back. Lies at the low end of its stack. */
 struct recipe {
     const char *path;
     char *argv[2], *envp[1];
@@ -41,7 +53,7 @@ struct recipe {
     int error;
 };
 
-/* Raw calls return -1 and set errno, which is our thread's and restored by nobody: it is read at once, in the child. */
+/* syscall() sets errno, which is the stopped parent's thread-local one: read at once here, put back there afterwards. */
 UNHOOKED static int child_failed(struct recipe *recipe, const char *operation)
 {
     recipe->operation = operation;
@@ -123,19 +135,21 @@ static int spawn_failed(const struct recipe *recipe, struct tspool_failure *fail
                        FAILURE_AT(.operation = recipe->operation, .path = recipe->path), "%s", cause);
 }
 
-static void *stack_create(void)
-{
-    uint8_t *base = mmap(NULL, GUARD_BYTES + STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+struct workshop { uint8_t guard[GUARD_BYTES]; struct recipe recipe; uint8_t stack[STACK_BYTES] __attribute__((aligned(64))); };
 
-    if (base == MAP_FAILED)
+static struct workshop *workshop_create(void)
+{
+    struct workshop *shop = mmap(NULL, sizeof *shop, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    if (shop == MAP_FAILED)
         return NULL;
-    mprotect(base, GUARD_BYTES, PROT_NONE);
-    return base;
+    mprotect(shop->guard, GUARD_BYTES, PROT_NONE);
+    return shop;
 }
 
 /* Returns the child's pid, or -errno of clone. After a successful return the child has executed the program, has put an
  * error into the recipe, or was killed. */
-static pid_t recipe_run(struct recipe *recipe, uint8_t *stack, int *pidfd)
+static pid_t workshop_run(struct workshop *shop, int *pidfd)
 {
     unsigned long all = ~0ul, before = 0;
     int cancel_state, kept_errno = errno;
@@ -143,7 +157,7 @@ static pid_t recipe_run(struct recipe *recipe, uint8_t *stack, int *pidfd)
 
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, (size_t)KERNEL_SIGSET_BYTES); /* glibc's own two as well */
-    pid = clone(child_main, stack + GUARD_BYTES + STACK_BYTES, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, recipe, pidfd);
+    pid = clone(child_main, shop->stack + STACK_BYTES, CLONE_SHARING | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, &shop->recipe, pidfd);
     if (pid < 0)
         pid = -errno;
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, (size_t)KERNEL_SIGSET_BYTES);
@@ -170,31 +184,41 @@ static unsigned long descriptor_limit(void)
     return getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < 1 << 20 ? (unsigned long)limit.rlim_cur : 1 << 20;
 }
 
-int child_spawn(const char *path, int channel_end, const char *excluded_cpus, struct child *child, struct tspool_failure *failure)
+/* Runs the recipe: 0 with *child, or the failure. */
+static int child_make(struct workshop *shop, struct child *child, struct tspool_failure *failure)
 {
-    struct recipe recipe = { .path = path, .argv = { (char *)(uintptr_t)"tspool-writer", NULL }, .envp = { NULL },
-                             .channel_end = channel_end, .descriptors = descriptor_limit(),
-                             .cpus_matter = excluded_cpus != NULL };
     struct child made = { -1, -1 };
-    uint8_t *stack;
 
-    if (cpus_allowed(excluded_cpus, &recipe.cpus) < 0)
-        return failure_set(failure, TSPOOL_STAGE_WRITER, EINVAL, FAILURE_AT(.operation = "spawn"),
-                           "excluded_cpus \"%s\" is no list of CPUs like \"0-3,8\", or leaves none", excluded_cpus);
-    stack = stack_create();
-    if (!stack)
-        return failure_set(failure, TSPOOL_STAGE_WRITER, ENOMEM, FAILURE_AT(.operation = "spawn"), NULL);
-    made.pid = recipe_run(&recipe, stack, &made.pidfd);
-    munmap(stack, GUARD_BYTES + STACK_BYTES);
+    made.pid = workshop_run(shop, &made.pidfd);
     if (made.pid < 0) {
-        recipe.operation = "clone";
-        recipe.error = -made.pid;
-        return spawn_failed(&recipe, failure);
+        shop->recipe.operation = "clone";
+        shop->recipe.error = -made.pid;
+        return spawn_failed(&shop->recipe, failure);
     }
-    if (recipe.error) {
+    if (shop->recipe.error) {
         child_collect(&made);
-        return spawn_failed(&recipe, failure);
+        return spawn_failed(&shop->recipe, failure);
     }
     *child = made;
     return 0;
+}
+
+int child_spawn(const char *path, int channel_end, const char *excluded_cpus, struct child *child, struct tspool_failure *failure)
+{
+    struct workshop *shop;
+    struct cpus cpus;
+    int error;
+
+    if (cpus_allowed(excluded_cpus, &cpus) < 0)
+        return failure_set(failure, TSPOOL_STAGE_WRITER, EINVAL, FAILURE_AT(.operation = "spawn"),
+                           "excluded_cpus \"%s\" is no list of CPUs like \"0-3,8\", or leaves none", excluded_cpus);
+    shop = workshop_create();
+    if (!shop)
+        return failure_set(failure, TSPOOL_STAGE_WRITER, ENOMEM, FAILURE_AT(.operation = "spawn"), NULL);
+    shop->recipe = (struct recipe){ .path = path, .argv = { (char *)(uintptr_t)"tspool-writer", NULL }, .envp = { NULL },
+                                    .channel_end = channel_end, .descriptors = descriptor_limit(), .cpus = cpus,
+                                    .cpus_matter = excluded_cpus != NULL };
+    error = child_make(shop, child, failure);
+    munmap(shop, sizeof *shop);
+    return error;
 }
