@@ -2,7 +2,7 @@
 
 usage: summarise.py BROKEN_BUILDS TESTLOG.json...
 
-A test program prints TAP (Criterion's --tap) or closes with a line "N passed, N failed, N skipped"; one that closes with
+A test program prints TAP (Criterion's --tap), or closes with a line "N passed, N failed, N skipped" or with pytest's; one that closes with
 neither counts as one, by its exit status. A program that failed counts at least one failure, whatever it printed.
 """
 import json
@@ -13,6 +13,7 @@ TAP_OK = re.compile(r"^ok\b(?!.*# SKIP)", re.M)
 TAP_NOT_OK = re.compile(r"^not ok\b", re.M)
 TAP_SKIP = re.compile(r"^ok\b.*# SKIP.*$", re.M)
 PLAIN = re.compile(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", re.M)
+PYTEST = re.compile(r"^=* ?(?:(\d+) failed, )?(?:(\d+) passed)?(?:, (\d+) skipped)?.* in [\d.]+s.*$", re.M)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -30,6 +31,9 @@ def counts_of(test):
     elif plain:
         passed, failed, skipped = map(int, plain[-1])
         skips = re.findall(r"^skip.*$", text, re.M)
+    elif PYTEST.search(text):
+        failed, passed, skipped = (int(count or 0) for count in PYTEST.findall(text)[-1])
+        skips = re.findall(r"^SKIPPED.*$", text, re.M)
     else:
         passed, failed, skipped, skips = int(ended_well), 0, 0, []
     if not ended_well and test["result"] != "SKIP" and failed == 0:
