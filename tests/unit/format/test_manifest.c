@@ -251,6 +251,11 @@ Test(manifest, maps_name_each_thing_once)
     assert_refused(FRONT ",\"files\":[],\"digests\":[],\"time\":\"2026-13-01T00:00:00Z\"}", "time");
 }
 
+Test(manifest, a_world_of_no_ranks_is_refused)
+{
+    assert_refused("{\"tspool_manifest\":1," ID ",\"sequence\":1,\"world_size\":0,\"files\":[],\"digests\":[]}", "world size");
+}
+
 Test(manifest, ids_and_digests_are_hex)
 {
     assert_refused("{\"tspool_manifest\":1,\"save_id\":\"0000000000000000000000000000000\",\"sequence\":1,\"world_size\":1,"
