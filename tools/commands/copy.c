@@ -312,11 +312,11 @@ static int published_wait(struct copy *copy)
     int error;
 
     do {
-        error = tspool_save_wait(copy->save, TSPOOL_PUBLISHED, LOOK_NS);
+        error = tspool_save_wait(copy->save, copy->told + 1, LOOK_NS); /* level by level: each is told as it happens */
         levels_tell(copy);
         if (error == -ETIMEDOUT && interrupted())
             return -EINTR;
-    } while (error == -ETIMEDOUT);
+    } while (error == -ETIMEDOUT || (error == 0 && copy->told < TSPOOL_PUBLISHED));
     return error;
 }
 
