@@ -2,10 +2,11 @@
  *
  * A strided tensor is first made simple: dimensions of one element vanish, and two that follow each other without a gap
  * become one. What is left is walked row by row, a row being the last dimension: rows without gaps are copied whole, others
- * are gathered element by element. Pieces begin and end at any byte: a chunk's border may cut through an element.
+ * are gathered, several at once where they are neighbours (a transposed matrix). Pieces begin and end at any byte: a chunk's
+ * border may cut through an element.
  */
-#include <assert.h>
 #include <base/checked.h>
+#include <plan/gather.h>
 #include <plan/plan.h>
 #include <plan/stream.h>
 #include <string.h>
@@ -61,11 +62,9 @@ static void place_find(struct place *place, const struct lattice *lattice, uint6
     }
 }
 
-/* `count` elements on, within the row or to its end. Past the last element the place wraps to the first. */
-static void place_advance(struct place *place, const struct lattice *lattice, uint64_t count)
+/* `count` on in dimension i (of the rows: rank - 1), at most to its end. Past the last element the place wraps to the first. */
+static void place_advance(struct place *place, const struct lattice *lattice, uint32_t i, uint64_t count)
 {
-    uint32_t i = lattice->rank - 1;
-
     place->index[i] += count;
     place->at += count * lattice->steps[i];
     while (place->index[i] == lattice->shape[i]) {
@@ -78,49 +77,49 @@ static void place_advance(struct place *place, const struct lattice *lattice, ui
     }
 }
 
-/* One loop per element size, with a copy of fixed size that compiles to a load and a store. */
-static void gather(uint8_t *to, const uint8_t *from, uint64_t step, uint64_t count, size_t element_bytes)
+static uint64_t left_in_dimension(const struct place *place, const struct lattice *lattice, uint32_t i)
 {
-    switch (element_bytes) {
-    case 1:
-        for (; count > 0; count--, to += 1, from += step)
-            *to = *from;
-        return;
-    case 2:
-        for (; count > 0; count--, to += 2, from += step)
-            memcpy(to, from, 2);
-        return;
-    case 4:
-        for (; count > 0; count--, to += 4, from += step)
-            memcpy(to, from, 4);
-        return;
-    case 8:
-        for (; count > 0; count--, to += 8, from += step)
-            memcpy(to, from, 8);
-        return;
-    }
-    assert(!"an element of 1, 2, 4 or 8 bytes");
+    return lattice->shape[i] - place->index[i];
 }
 
-static uint64_t left_in_row(const struct place *place, const struct lattice *lattice)
+/* How many whole rows from here on lie side by side, element by element, and fit into `count`; less than 2: none. */
+static uint32_t rows_in_band(const struct lattice *lattice, const struct place *place, uint64_t count)
 {
-    return lattice->shape[lattice->rank - 1] - place->index[lattice->rank - 1];
+    uint32_t row = lattice->rank - 1;
+    uint64_t rows;
+
+    if (row == 0 || place->index[row] != 0 || lattice->steps[row - 1] != lattice->element_bytes)
+        return 0;
+    rows = min_u64(left_in_dimension(place, lattice, row - 1), count / lattice->shape[row]);
+    return (uint32_t)min_u64(rows, BAND_BYTES / lattice->element_bytes);
+}
+
+/* As much of `count` elements as goes in one step; returns how many. */
+static uint64_t copy_run(const struct lattice *lattice, struct place *place, uint64_t count, uint8_t *to)
+{
+    uint32_t row = lattice->rank - 1, band = rows_in_band(lattice, place, count);
+    uint64_t run = min_u64(left_in_dimension(place, lattice, row), count);
+
+    if (rows_are_whole(lattice)) {
+        stream_copy(to, place->at, run * lattice->element_bytes);
+    } else if (band >= 2) {
+        gather_band(to, place->at, lattice->steps[row], run, band, lattice->element_bytes);
+        place_advance(place, lattice, row - 1, band);
+        return run * band;
+    } else {
+        gather_row(to, place->at, lattice->steps[row], run, lattice->element_bytes);
+    }
+    place_advance(place, lattice, row, run);
+    return run;
 }
 
 static void copy_elements(const struct lattice *lattice, struct place *place, uint64_t count, uint8_t *to)
 {
-    bool whole = rows_are_whole(lattice);
-
     while (count > 0) {
-        uint64_t run = min_u64(left_in_row(place, lattice), count);
+        uint64_t run = copy_run(lattice, place, count, to);
 
-        if (whole)
-            stream_copy(to, place->at, run * lattice->element_bytes);
-        else
-            gather(to, place->at, lattice->steps[lattice->rank - 1], run, lattice->element_bytes);
         to += run * lattice->element_bytes;
         count -= run;
-        place_advance(place, lattice, run);
     }
 }
 
@@ -139,7 +138,7 @@ static void copy_strided(const struct tspool_tensor *tensor, uint64_t offset, ui
         memcpy(to, place.at + skip, part);
         to += part;
         size -= part;
-        place_advance(&place, &lattice, 1);
+        place_advance(&place, &lattice, lattice.rank - 1, 1);
     }
     whole = size - size % lattice.element_bytes;
     copy_elements(&lattice, &place, whole / lattice.element_bytes, to);

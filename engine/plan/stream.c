@@ -16,16 +16,26 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-/* `to` lies on a cache line, `size` is a multiple of two lines. Prefetching past the end is harmless: it never faults. */
+static void fetch_lines(const uint8_t *from, const uint8_t *end)
+{
+    for (; from < end; from += LINE_BYTES)
+        _mm_prefetch((const char *)from, _MM_HINT_NTA);
+}
+
+/* `to` lies on a cache line, `size` is a multiple of two lines. Nothing is fetched past the end: for a tensor of a few KiB
+ * that would be a good part of the traffic. */
 __attribute__((target("avx2"))) static void stream_lines(uint8_t *to, const uint8_t *from, size_t size)
 {
-    for (const uint8_t *end = from + size; from < end; from += 2 * LINE_BYTES, to += 2 * LINE_BYTES) {
+    const uint8_t *end = from + size;
+
+    fetch_lines(from, from + (size < AHEAD_BYTES ? size : AHEAD_BYTES));
+    for (; from < end; from += 2 * LINE_BYTES, to += 2 * LINE_BYTES) {
         const __m256i *source = (const __m256i *)from;
         __m256i *target = (__m256i *)to;
         __m256i a, b, c, d;
 
-        _mm_prefetch((const char *)from + AHEAD_BYTES, _MM_HINT_NTA);
-        _mm_prefetch((const char *)from + AHEAD_BYTES + LINE_BYTES, _MM_HINT_NTA);
+        if ((size_t)(end - from) > AHEAD_BYTES)
+            fetch_lines(from + AHEAD_BYTES, from + AHEAD_BYTES + 2 * LINE_BYTES);
         a = _mm256_loadu_si256(source);
         b = _mm256_loadu_si256(source + 1);
         c = _mm256_loadu_si256(source + 2);

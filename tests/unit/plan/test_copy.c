@@ -116,3 +116,33 @@ Test(tensor_copy, every_range_of_rows_long_enough_to_go_past_the_caches)
     }
     free(whole);
 }
+
+/* Bands of several rows, wider and higher than a tile, of every element size; ranges begin and end inside rows. */
+Test(tensor_copy, bands_of_a_transposed_matrix_of_every_element_size)
+{
+    const enum tspool_dtype dtypes[] = { TSPOOL_U8, TSPOOL_BF16, TSPOOL_F32, TSPOOL_F64 };
+    const uint64_t shape[] = { 2, 49, 71 };
+    const int64_t strides[] = { 49, 1, 49 * 2 };
+    struct tspool_tensor tensor = TSPOOL_TENSOR_INIT;
+    struct random random = { 9 };
+
+    source_fill();
+    tensor.rank = 3;
+    tensor.shape = shape;
+    tensor.strides = strides;
+    tensor.data = source + 1;
+    for (int kind = 0; kind < 4; kind++) {
+        uint64_t size = 2 * 49 * 71 * (1u << kind);
+        uint8_t *whole;
+
+        tensor.dtype = dtypes[kind];
+        whole = naive_copy(&tensor, size);
+        cr_assert(copies(&tensor, whole, 0, size, 0));
+        for (int i = 0; i < 200; i++) {
+            uint64_t offset = random_below(&random, size);
+
+            cr_assert(copies(&tensor, whole, offset, random_below(&random, size - offset + 1), 3));
+        }
+        free(whole);
+    }
+}
