@@ -129,7 +129,8 @@ void failure_compose(struct tspool_failure *failure)
     const char *name = strerrorname_np(failure->error), *meaning = strerrordesc_np(failure->error);
 
     failure->message[0] = 0;
-    append(&composer, "%s: ", tspool_stage_name(failure->stage));
+    if (strcmp(failure->operation, tspool_stage_name(failure->stage)) != 0) /* "write: write ..." would say it twice */
+        append(&composer, "%s: ", tspool_stage_name(failure->stage));
     if (failure->operation[0])
         append(&composer, "%s%s", failure->operation, failure->path[0] ? " " : ": ");
     if (failure->path[0])
