@@ -16,7 +16,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define COMPUTE_NICE 10 /* hashing yields to the trainer and to the loop */
+#define COMPUTE_NICE 10 /* added: hashing yields to the trainer and to the loop */
 
 struct lane {
     struct pool *pool;
@@ -25,7 +25,7 @@ struct lane {
     struct op_queue queue;
     unsigned idle;
     bool stopping;
-    bool lowered;           /* its threads run at COMPUTE_NICE */
+    bool lowered;           /* its threads are COMPUTE_NICE nicer than the one that started them */
     pthread_t *threads;
     unsigned thread_count;
 };
@@ -73,13 +73,21 @@ static void pool_done(struct pool *pool, struct op *op)
         pool_raise(pool);
 }
 
+/* On Linux a thread has a nice value of its own. The kernel stops at 19. */
+static void thread_lower(void)
+{
+    id_t thread = (id_t)gettid();
+
+    setpriority(PRIO_PROCESS, thread, getpriority(PRIO_PROCESS, thread) + COMPUTE_NICE);
+}
+
 static void *lane_run(void *argument)
 {
     struct lane *lane = argument;
     struct op *op;
 
-    if (lane->lowered) /* of this thread only: on Linux a thread has a nice value of its own */
-        setpriority(PRIO_PROCESS, (id_t)gettid(), COMPUTE_NICE);
+    if (lane->lowered)
+        thread_lower();
     while ((op = lane_next(lane))) {
         op->result = verb_run(op);
         pool_done(lane->pool, op);

@@ -71,7 +71,7 @@ int stat_handle(int handle, struct io_stat *stat)
     struct statfs filesystem;
     struct io_stat filled = { 0 };
 
-    if (statx(handle, "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_DIOALIGN, &inode) < 0)
+    if (statx(handle, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_DIOALIGN, &inode) < 0)
         return -errno;
     if (fstatfs(handle, &filesystem) < 0)
         return -errno;

@@ -84,12 +84,11 @@ static void threads_deliver(struct threads *threads)
 {
     for (size_t i = threads->count; i-- > 1;) {
         struct op *op = threads->armed[i];
-        short events = threads->polls[i].revents;
 
-        if (!events)
+        if (!threads->polls[i].revents)
             continue;
         threads_drop(threads, i);
-        loop_readied(&threads->loop, op, events & POLLNVAL ? -EBADF : 0);
+        loop_readied(&threads->loop, op, 0);
     }
     if (threads->polls[0].revents)
         threads_pool_event(threads);

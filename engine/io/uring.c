@@ -136,13 +136,15 @@ static int uring_arm(struct loop *loop, struct op *op)
     return 0;
 }
 
+/* Not POLL_REMOVE: it gives up (EALREADY) on a poll that was just woken, and if what woke it is gone again by the time the
+ * kernel looks, that poll goes on for ever. */
 static void uring_disarm(struct loop *loop, struct op *op)
 {
     struct io_uring_sqe *entry = uring_entry(uring_of(loop));
 
     if (!entry)
         return; /* beyond use: gather() says so */
-    io_uring_prep_poll_remove(entry, (uint64_t)(uintptr_t)op);
+    io_uring_prep_cancel64(entry, (uint64_t)(uintptr_t)op, 0);
     io_uring_sqe_set_data64(entry, TAG_CANCEL);
 }
 

@@ -164,3 +164,24 @@ static void races_cancel_with_readiness(struct fixture *fixture)
     }
 }
 Test(destroying, a_cancel_that_meets_readiness_ends_the_op_once) { on_each_backend(NULL, races_cancel_with_readiness); }
+
+/* The socket was readable when the cancel came, and is not any more: waiting again would be for ever. */
+static void cancels_what_another_took(struct fixture *fixture)
+{
+    int ends[2];
+    char byte;
+    struct op receive = { .kind = OP_RECV, .memory = &byte, .size = 1 };
+    struct completion completion;
+
+    cr_assert_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+    receive.handle = ends[0];
+    submit(fixture, &receive);
+    cr_assert_eq(io_wait(fixture->io, &completion, 1, 0), 0);
+    cr_assert_eq(send(ends[1], "x", 1, 0), 1);
+    cr_assert_eq(recv(ends[0], &byte, 1, 0), 1);
+    cr_assert_eq(io_cancel(fixture->io, &receive), 0);
+    cr_assert_eq(await(fixture, &receive), -ECANCELED);
+    close(ends[0]);
+    close(ends[1]);
+}
+Test(destroying, a_cancelled_receive_ends_though_another_took_its_message) { on_each_backend(NULL, cancels_what_another_took); }

@@ -328,6 +328,7 @@ static void reports_alignment(struct fixture *fixture)
     uint32_t align;
 
     cr_assert_eq(call(fixture, (struct op){ .kind = OP_STAT, .handle = handle, .stat = &stat }), 0);
+    cr_assert_eq(stat.direct_memory_align == 0, stat.direct_offset_align == 0);
     align = stat.direct_offset_align;
     if (!align)
         cr_skip("no STATX_DIOALIGN on %s", stat.filesystem);

@@ -101,7 +101,7 @@ Test(transfers, beyond_the_largest_file_offset_are_not_taken) { on_each_backend(
 
 static void moves_at_most_what_the_kernel_moves(struct fixture *fixture)
 {
-    const size_t size = (size_t)3 << 30;
+    const size_t size = (size_t)5 << 30; /* whose low 32 bits would be 1 GiB */
     int handle = open("/dev/null", O_WRONLY | O_CLOEXEC);
     void *place = mmap(NULL, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 

@@ -201,15 +201,16 @@ static int64_t signals_open(void *argument)
 
 static void computes(struct fixture *fixture)
 {
-    int number = 21, calls = 0;
+    int number = 21, calls = 0, ours = getpriority(PRIO_PROCESS, 0);
 
     cr_assert_eq(call(fixture, (struct op){ .kind = OP_COMPUTE, .compute = twice, .argument = &number }), 42);
     cr_assert_eq(call(fixture, (struct op){ .kind = OP_COMPUTE, .compute = interrupted, .argument = &calls }), -EINTR,
                  "whatever it returns is its result: it runs once");
     cr_assert_eq(calls, 1);
-    cr_assert_eq(call(fixture, (struct op){ .kind = OP_COMPUTE, .compute = priority_of_thread }), 10);
+    cr_assert_eq(call(fixture, (struct op){ .kind = OP_COMPUTE, .compute = priority_of_thread }),
+                 ours + 10 < 19 ? ours + 10 : 19);
     cr_assert_eq(call(fixture, (struct op){ .kind = OP_COMPUTE, .compute = signals_open }), 0);
-    cr_assert_eq(getpriority(PRIO_PROCESS, 0), 0, "only the compute threads yield");
+    cr_assert_eq(getpriority(PRIO_PROCESS, 0), ours, "only the compute threads yield");
 }
 Test(waiting, compute_runs_once_on_a_yielding_thread_without_signals) { on_each_backend(NULL, computes); }
 
