@@ -44,10 +44,11 @@ enum op_kind {
     OP_UNLINK,   /* in directory `handle`: name; flags UNLINK_DIRECTORY for rmdir */
     OP_LINK,     /* hard link: name in `handle` -> to_name in `to_handle`; never follows a symlink */
     OP_LIST,     /* directory `handle`: *list is filled with its names (no "." and ".."), sorted; owner frees */
-    OP_SEND,     /* socket `handle`: memory place, size, fds[0..fd_count) -> bytes */
-    OP_RECV,     /* socket `handle`: memory place, size -> bytes, fds filled, fd_count set; 0 at end of stream.
+    OP_SEND,     /* socket `handle`: memory place, size > 0, fds[0..fd_count) -> bytes; raises no SIGPIPE */
+    OP_RECV,     /* socket `handle`: memory place, size > 0 -> bytes, fds filled (close-on-exec), fd_count set; 0 at end of
+                  * stream; -EMSGSIZE for a message that is longer or brings more descriptors: it is lost, none stays open.
                   * Tries at submit: one that is cancelled at once still brings what was queued */
-    OP_WATCH,    /* handle becomes readable (pidfd, eventfd) -> 0 */
+    OP_WATCH,    /* handle becomes readable, or hung up (pidfd, eventfd) -> 0 */
     OP_TIMER,    /* deadline_ns -> 0 */
     OP_COMPUTE   /* compute(argument) on a compute thread -> its result */
 };
@@ -110,12 +111,12 @@ struct completion { struct op *op; int64_t result; };
 
 struct io;
 struct io_ops {
+    /* 0; -EBUSY beyond the depth; -EINVAL for an op that is malformed or names an unknown buffer. */
     int (*submit)(struct io *io, struct op *op);
-    /* submit: 0; -EBUSY beyond the depth; -EINVAL for an op that is malformed or names an unknown buffer.
-     * wait: returns the number of completions, at least 1, at most capacity; 0 when now() reached deadline_ns first (IO_FOREVER:
+    /* Returns the number of completions, at least 1, at most capacity; 0 when now() reached deadline_ns first (IO_FOREVER:
      * never; 0: only what is ready); -errno when the backend is beyond use. */
     int (*wait)(struct io *io, struct completion *completions, unsigned capacity, uint64_t deadline_ns);
-    int (*cancel)(struct io *io, struct op *op);  /* 0, or -EINVAL for a kind that cannot be cancelled */
+    int (*cancel)(struct io *io, struct op *op); /* 0, or -EINVAL for a kind that cannot be cancelled */
     /* Makes [base, base+size) known as a buffer; it must stay mapped until detach. Returns its number > 0 or -errno. */
     int (*attach)(struct io *io, void *base, size_t size);
     void (*detach)(struct io *io, uint32_t buffer);

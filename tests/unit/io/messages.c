@@ -264,6 +264,26 @@ static void hears_a_dead_peer(struct fixture *fixture)
 }
 Test(messages, of_a_peer_that_died_with_ours_unread_are_still_received) { on_each_backend(NULL, hears_a_dead_peer); }
 
+/* How a dead peer's channel is read out to the last message: end of stream may never come, a forked child of it may hold
+ * the socket open. */
+static void reads_out_what_is_queued(struct fixture *fixture)
+{
+    struct pair pair = pair_open();
+    char byte = 0;
+    struct op received = recv_op(pair.far, &byte, 1);
+
+    for (unsigned i = 0; i < 3; i++)
+        cr_assert_eq(send(pair.near, (char[]){ (char)('a' + i) }, 1, 0), 1);
+    for (unsigned i = 0; i < 4; i++) {
+        submit(fixture, &received);
+        cr_assert_eq(io_cancel(fixture->io, &received), 0);
+        cr_assert_eq(await(fixture, &received), i < 3 ? 1 : -ECANCELED);
+        cr_assert_eq(byte, (char)('a' + (i < 3 ? i : 2)));
+    }
+    pair_close(pair);
+}
+Test(messages, that_are_queued_come_even_when_the_receive_is_cancelled_at_once) { on_each_backend(NULL, reads_out_what_is_queued); }
+
 static void sends_to_nobody(struct fixture *fixture)
 {
     struct pair pair = pair_open();
