@@ -186,8 +186,8 @@ void save_stop_staging(struct tspool_save *save)
 
 void save_give_up(struct tspool_save *save, const struct tspool_failure *failure)
 {
-    if (save->abandon_wanted || save->state >= SAVE_ENDING)
-        return;
+    if (save_is_ending(save))
+        return; /* given up before, or its writer died: that reason stands */
     save->abandon_wanted = true;
     save->intended = *failure;
     save_stop_staging(save);

@@ -30,6 +30,15 @@ static void teardown(void)
 
 TestSuite(trouble, .init = setup, .fini = teardown, .timeout = 60);
 
+/* BEGIN is in the channel: the save is that writer's. One that was not begun would simply get the next writer. */
+static void await_begun(struct tspool_save *save)
+{
+    struct tspool_save_result result = TSPOOL_SAVE_RESULT_INIT;
+
+    while (tspool_save_result(save, &result) == 0 && result.attempts == 0)
+        sched_yield();
+}
+
 /* The writer is stopped first, so that it is surely in mid-save when it is killed. */
 static struct tspool_save *submit_and_kill(struct tspool *spool, const char *name)
 {
@@ -38,6 +47,7 @@ static struct tspool_save *submit_and_kill(struct tspool *spool, const char *nam
 
     writer_stop(spool);
     save = submit(spool, name, &state);
+    await_begun(save);
     cr_assert_eq(kill(pid, SIGKILL), 0);
     return save;
 }
@@ -102,47 +112,50 @@ Test(trouble, what_a_killed_writer_left_is_swept)
     cr_assert_eq(tspool_close(spool, MINUTE_NS, NULL), 0);
 }
 
-/* When the failure comes in is the writer's death's business; until then saves are taken as ever. */
+/* When the failure comes in is the writer's death's business; until then saves are taken as ever, and may fall victim to
+ * the same death. */
 Test(trouble, failure_that_nobody_looked_at_is_told_to_the_next_submit_once)
 {
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;
     struct tspool *spool = rig_open(&rig);
     struct tspool_save *save;
     struct state tiny;
+    unsigned told = 0;
     char name[16];
     int error = 0;
 
     state_init(&tiny, 1, 4, 1);
     tspool_save_free(submit_and_kill(spool, "lost"));
-    for (unsigned i = 0; error == 0; i++) {
+    for (unsigned i = 0; error != -ECANCELED; i++) {
         snprintf(name, sizeof(name), "after-%u", i);
         save = begin(spool, name, TSPOOL_STAGING_NOW);
         state_add(&tiny, save, true);
         error = tspool_save_submit(save, &failure);
-        if (error == 0)
+        cr_assert(error == 0 || error == -EPIPE || error == -ECANCELED, "%d: %s", error, failure.message);
+        if (error != -ECANCELED)
             tspool_save_free(save);
     }
-    cr_assert_eq(error, -ECANCELED);
-    cr_assert_eq(failure.error, EPIPE);
+    cr_assert_eq(failure.error, EPIPE, "%s", failure.message);
     cr_assert(strstr(failure.message, "signal 9"), "%s", failure.message);
-    cr_assert_eq(tspool_save_submit(save, &failure), 0, "%s", failure.message); /* told once; submit again */
+    while ((error = tspool_save_submit(save, &failure)) == -ECANCELED) /* each is told once; other victims may follow */
+        cr_assert_lt(told++, 100);
+    cr_assert_eq(error, 0, "%s", failure.message);
     cr_assert_eq(tspool_save_wait(save, TSPOOL_PUBLISHED, MINUTE_NS), 0);
     tspool_save_free(save);
     cr_assert_eq(tspool_close(spool, MINUTE_NS, NULL), 0);
     state_deinit(&tiny);
 }
 
-Test(trouble, killed_idle_writer_costs_the_next_save_nothing)
+/* The other side of it: a save that no writer knows of yet is not lost with one. */
+Test(trouble, save_that_was_not_begun_goes_to_the_next_writer)
 {
     struct tspool *spool = rig_open(&rig);
-    int pid = tspool_writer_pid(spool);
     struct tspool_save *save;
 
-    cr_assert_eq(kill(pid, SIGKILL), 0);
-    while (tspool_writer_pid(spool) == pid)
+    cr_assert_eq(kill(tspool_writer_pid(spool), SIGKILL), 0);
+    while (tspool_writer_pid(spool) != 0)
         sched_yield();
-    cr_assert_eq(tspool_writer_pid(spool), 0);
-    save = submit(spool, "after", &state);
+    save = submit(spool, "fresh", &state);
     cr_assert_eq(tspool_save_wait(save, TSPOOL_PUBLISHED, MINUTE_NS), 0);
     tspool_save_free(save);
     cr_assert_eq(tspool_close(spool, MINUTE_NS, NULL), 0);
@@ -264,7 +277,7 @@ Test(trouble, aborted_save_leaves_nothing)
     assert_holds(&rig, "aborted", &state);
 }
 
-Test(trouble, abort_before_the_writer_knows_of_the_save)
+Test(trouble, abort_while_the_writer_does_not_answer)
 {
     struct tspool *spool = rig_open(&rig);
     int pid = tspool_writer_pid(spool);
@@ -272,8 +285,9 @@ Test(trouble, abort_before_the_writer_knows_of_the_save)
 
     writer_stop(spool);
     save = submit(spool, "given-up", &state);
+    await_begun(save);
     cr_assert_eq(tspool_save_abort(save), 0);
-    cr_assert_eq(tspool_save_wait(save, TSPOOL_PUBLISHED, 0), -ETIMEDOUT); /* the writer may have it: it is asked */
+    cr_assert_eq(tspool_save_wait(save, TSPOOL_PUBLISHED, 0), -ETIMEDOUT); /* the writer has it, and is asked */
     writer_continue(pid);
     cr_assert_eq(tspool_save_wait(save, TSPOOL_PUBLISHED, MINUTE_NS), -ECANCELED);
     tspool_save_free(save);
@@ -393,6 +407,7 @@ Test(trouble, application_that_reaps_everything)
     spool = rig_open(&rig);
     cr_assert_eq(kill(tspool_writer_pid(spool), SIGSTOP), 0);
     save = submit(spool, "reaped", &state);
+    await_begun(save);
     cr_assert_eq(kill(tspool_writer_pid(spool), SIGKILL), 0);
     cr_assert_eq(tspool_save_wait(save, TSPOOL_PUBLISHED, MINUTE_NS), -EPIPE);
     cr_assert_eq(tspool_save_result(save, &result), 0);

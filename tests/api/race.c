@@ -1,0 +1,161 @@
+/* api/race.c - everything at once on one spool with thread isolation, for ThreadSanitizer: callers' threads, staging threads,
+ * the supervisor, the writer and the threads of both backends are all in this process.
+ *
+ * A plain program: Criterion's sandbox does not start under ThreadSanitizer.
+ */
+#include <errno.h>
+#include <ftw.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <tspool/tspool.h>
+
+#define CALLERS 4u
+#define ROUNDS 3u
+#define ELEMENTS 1500007u
+#define MINUTE_NS (60 * (uint64_t)1000000000)
+
+static struct tspool *spool;
+static float *data[CALLERS];
+static char root[] = "/tmp/tspool-race-XXXXXX";
+
+static void require(int holds, const char *what, int line)
+{
+    if (holds)
+        return;
+    fprintf(stderr, "race.c:%d: %s\n", line, what);
+    abort();
+}
+#define REQUIRE(holds) require((holds), #holds, __LINE__)
+
+static struct tspool_save *declare(unsigned caller, const char *name, enum tspool_staging staging)
+{
+    struct tspool_save_options options = TSPOOL_SAVE_OPTIONS_INIT;
+    struct tspool_tensor tensor = TSPOOL_TENSOR_INIT;
+    const uint64_t shape[] = { ELEMENTS };
+    struct tspool_save *save;
+    char text[8];
+
+    options.staging = staging;
+    options.guarded = 1;
+    options.replace = 1;
+    REQUIRE(tspool_save_begin(spool, name, &options, &save, NULL) == 0);
+    tensor.name = "weights", tensor.dtype = TSPOOL_F32, tensor.rank = 1, tensor.shape = shape;
+    tensor.data = staging == TSPOOL_STAGING_CALLER ? NULL : data[caller];
+    REQUIRE(tspool_save_add(save, &tensor, NULL) == 0);
+    snprintf(text, sizeof(text), "%u", caller);
+    REQUIRE(tspool_save_metadata(save, "caller", text, NULL) == 0);
+    return save;
+}
+
+static void fill(unsigned caller, struct tspool_save *save)
+{
+    struct tspool_span span = TSPOOL_SPAN_INIT;
+    int got;
+
+    while ((got = tspool_save_next_span(save, &span, MINUTE_NS)) == 1) {
+        memcpy(span.data, (const char *)data[caller] + span.tensor_offset, span.bytes);
+        REQUIRE(tspool_save_filled(save, &span) == 0);
+    }
+    REQUIRE(got == 0);
+}
+
+/* Follows it by its descriptor, as an event loop would. */
+static enum tspool_outcome follow(struct tspool_save *save)
+{
+    struct tspool_save_result result = TSPOOL_SAVE_RESULT_INIT;
+    struct pollfd news = { .fd = tspool_save_fd(save), .events = POLLIN };
+
+    do {
+        REQUIRE(poll(&news, 1, 60000) == 1);
+        REQUIRE(tspool_save_result(save, &result) == 0);
+    } while (result.outcome == TSPOOL_OUTCOME_PENDING);
+    return result.outcome;
+}
+
+static void change(unsigned caller, unsigned round)
+{
+    for (size_t i = 0; i < ELEMENTS; i++)
+        data[caller][i] = (float)(caller * 1000 + round);
+}
+
+static void *caller_main(void *argument)
+{
+    unsigned caller = (unsigned)(uintptr_t)argument;
+    enum tspool_staging staging = (enum tspool_staging)(caller % 3);
+    struct tspool_save *save, *again;
+    char name[16];
+
+    snprintf(name, sizeof(name), "caller-%u", caller);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        change(caller, round);
+        save = declare(caller, name, staging);
+        REQUIRE(tspool_save_submit(save, NULL) == 0);
+        if (staging == TSPOOL_STAGING_CALLER)
+            fill(caller, save);
+        REQUIRE(tspool_save_wait(save, TSPOOL_STAGED, MINUTE_NS) == 0);
+        change(caller, 100); /* allowed now, and must reach nobody */
+        REQUIRE(follow(save) == TSPOOL_OUTCOME_PUBLISHED);
+        if (round == 0 && staging != TSPOOL_STAGING_CALLER) {
+            REQUIRE(tspool_save_again(spool, "again", save, &(struct tspool_save_options){ .size = sizeof(struct tspool_save_options),
+                                      .replace = 1 }, &again, NULL) == 0);
+            REQUIRE(tspool_save_submit(again, NULL) == 0);
+            tspool_save_abort(again); /* whichever comes first */
+            follow(again);
+            tspool_save_free(again);
+        }
+        tspool_save_free(save);
+    }
+    return NULL;
+}
+
+static void check(unsigned caller)
+{
+    struct tspool_read_request request = TSPOOL_READ_REQUEST_INIT;
+    struct tspool_checkpoint *checkpoint;
+    char path[64];
+
+    snprintf(path, sizeof(path), "%s/caller-%u", root, caller);
+    REQUIRE(tspool_checkpoint_open(path, NULL, &checkpoint, NULL) == 0);
+    request.data = data[caller];
+    request.bytes = ELEMENTS * sizeof(float);
+    REQUIRE(tspool_checkpoint_read(checkpoint, &request, 1, NULL, NULL, NULL) == 0);
+    for (size_t i = 0; i < ELEMENTS; i++)
+        REQUIRE(data[caller][i] == (float)(caller * 1000 + ROUNDS - 1));
+    tspool_checkpoint_close(checkpoint);
+}
+
+static int remove_entry(const char *path, const struct stat *status, int kind, struct FTW *where)
+{
+    (void)status, (void)kind, (void)where;
+    return remove(path);
+}
+
+int main(void)
+{
+    struct tspool_options options = TSPOOL_OPTIONS_INIT;
+    pthread_t threads[CALLERS];
+
+    REQUIRE(mkdtemp(root) != NULL);
+    options.root = root;
+    options.arena_bytes = 64 << 20; /* the callers' states do not all fit at once */
+    options.isolation = TSPOOL_ISOLATION_THREAD;
+    options.io = TSPOOL_IO_THREADS;
+    options.heartbeat_ns = 20000000000; /* sanitizers are slow */
+    REQUIRE(tspool_open(&options, &spool, NULL) == 0);
+    for (unsigned i = 0; i < CALLERS; i++) {
+        data[i] = malloc(ELEMENTS * sizeof(float));
+        REQUIRE(pthread_create(&threads[i], NULL, caller_main, (void *)(uintptr_t)i) == 0);
+    }
+    for (unsigned i = 0; i < CALLERS; i++)
+        pthread_join(threads[i], NULL);
+    REQUIRE(tspool_close(spool, MINUTE_NS, NULL) == 0);
+    for (unsigned i = 0; i < CALLERS; i++) {
+        check(i);
+        free(data[i]);
+    }
+    nftw(root, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+    return 0;
+}
