@@ -103,6 +103,46 @@ Test(commit, every_order_of_completions_and_short_writes_commits_a_new_one) { ev
 Test(commit, every_order_of_completions_and_short_writes_commits_a_replacement) { every_seed_commits(REPLACED, 10000, 1500); }
 Test(commit, every_order_of_completions_commits_without_exchange) { every_seed_commits(REPLACED_WITHOUT_EXCHANGE, 20000, 1500); }
 
+/* Space ------------------------------------------------------------------------------------------------------------- */
+
+/* Refused before the first byte where it can be known, and clean wherever it ends. */
+static bool save_into(struct prepared *prepared, uint64_t free_bytes, bool allocate_unsupported)
+{
+    struct scene_settings settings = prepared->settings;
+    struct outcome outcome;
+    bool published;
+
+    settings.world.allocate_unsupported = allocate_unsupported;
+    sim_disk_leave_free(prepared->disk, free_bytes);
+    outcome = save_once(prepared, &settings);
+    published = outcome.save.published;
+    cr_expect(outcome.closed && !outcome.violation[0], "%" PRIu64 " free: %s", free_bytes, outcome.violation);
+    if (published) {
+        cr_expect(committed(prepared, &outcome), "%" PRIu64 " free: published something else", free_bytes);
+    } else {
+        cr_expect_eq(outcome.save.failed, 1);
+        cr_expect_eq(outcome.save.failure.error, ENOSPC, "%" PRIu64 " free: %s", free_bytes, strerror(outcome.save.failure.error));
+        cr_expect(digest_equal(tree_at(outcome.disk, SCENE_ROOT), tree_at(prepared->disk, SCENE_ROOT)),
+                  "%" PRIu64 " free: something is left", free_bytes);
+    }
+    outcome_end(&outcome);
+    return published;
+}
+
+Test(commit, disk_of_any_size_takes_a_save_whole_or_not_at_all)
+{
+    for (int unsupported = 0; unsupported < 2; unsupported++) {
+        struct prepared prepared;
+        unsigned published = 0, refused = 0;
+
+        prepare(&prepared, NEW, SIM_STRICT);
+        for (uint64_t free_bytes = 0; free_bytes < 80000; free_bytes += 512)
+            *(save_into(&prepared, free_bytes, unsupported) ? &published : &refused) += 1;
+        cr_expect(published > 10 && refused > 10, "%u published, %u refused", published, refused);
+        prepared_end(&prepared);
+    }
+}
+
 /* Each operation fails once ------------------------------------------------------------------------------------------- */
 
 struct step { enum op_kind kind; uint64_t number; char path[300]; };

@@ -58,7 +58,8 @@ static struct sim_disk *save_with_death(const struct prepared *prepared, const c
     return after;
 }
 
-static void writer_death_is_survived(const struct prepared *prepared, const struct sim_state *next, uint64_t ordinal, uint64_t seed)
+static void writer_death_is_survived(const struct prepared *prepared, const struct sim_state *next, uint64_t ordinal,
+                                     uint64_t seed)
 {
     struct told told;
     struct sim_disk *after = save_with_death(prepared, "writer", ordinal, seed, &told);

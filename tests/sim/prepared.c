@@ -26,7 +26,7 @@ void prepare(struct prepared *prepared, enum before before, enum sim_ordering or
     prepared->settings.world.disk.ordering = ordering;
     sim_state_init(&prepared->old, 1, 0);
     sim_state_init(&prepared->new, 2, 0);
-    prepared->disk = scene_commit(&prepared->settings, NULL, &prepared->old, OTHER + strlen(SCENE_ROOT "/"), false);
+    prepared->disk = scene_commit(&prepared->settings, NULL, &prepared->old, OTHER_NAME, false);
     cr_assert_not_null(prepared->disk);
     if (before != NEW) {
         prepared->disk = scene_commit(&prepared->settings, prepared->disk, &prepared->old, NAME, false);

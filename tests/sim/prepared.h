@@ -6,7 +6,8 @@
 
 #define NAME "step-2"
 #define PATH SCENE_ROOT "/" NAME
-#define OTHER SCENE_ROOT "/step-1"
+#define OTHER_NAME "step-1"
+#define OTHER SCENE_ROOT "/" OTHER_NAME
 #define FOREIGN "tokenizer.json"
 
 enum before {

@@ -45,7 +45,10 @@ void crash_watch_deinit(struct crash_watch *watch) { free(watch->known); }
 
 /* Judging ----------------------------------------------------------------------------------------------------------- */
 
-static void path_of(const struct crash_watch *watch, char *path, size_t size) { snprintf(path, size, SCENE_ROOT "/%s", watch->name); }
+static void path_of(const struct crash_watch *watch, char *path, size_t size)
+{
+    snprintf(path, size, SCENE_ROOT "/%s", watch->name);
+}
 
 static bool foreign_is_lost(const struct crash_watch *watch, const struct sim_disk *disk)
 {
@@ -132,7 +135,8 @@ static void wrong_note(struct crash_watch *watch, const struct sim_disk *disk, c
         char effect[300];
 
         sim_disk_describe(disk, i, effect, sizeof(effect));
-        used += (size_t)snprintf(watch->first + used, sizeof(watch->first) - used, "  %s %s\n", kept[i] ? "kept" : "LOST", effect);
+        used += (size_t)snprintf(watch->first + used, sizeof(watch->first) - used, "  %s %s\n", kept[i] ? "kept" : "LOST",
+                                 effect);
     }
 }
 
@@ -168,10 +172,10 @@ static bool acknowledges(const struct sim_seen *seen)
 static void focus_set(struct crash_watch *watch, const struct sim_disk *disk)
 {
     watch->cuts.directory = SIM_ROOT;
-    watch->cuts.name = SCENE_ROOT + 1;
+    watch->cuts.name = SCENE_ROOT_NAME;
     if (watch->repairs || watch->wide)
         return;
-    if (sim_disk_find(disk, SIM_ROOT, SCENE_ROOT + 1, &watch->cuts.directory))
+    if (sim_disk_find(disk, SIM_ROOT, SCENE_ROOT_NAME, &watch->cuts.directory))
         abort();
     watch->cuts.name = watch->name;
 }

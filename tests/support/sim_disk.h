@@ -43,6 +43,8 @@ struct sim_disk;
 struct sim_disk *sim_disk_create(const struct sim_disk_settings *settings);
 void sim_disk_destroy(struct sim_disk *disk);
 struct sim_disk *sim_disk_clone(const struct sim_disk *disk);
+/* From now on `free_bytes` are free. */
+void sim_disk_leave_free(struct sim_disk *disk, uint64_t free_bytes);
 
 /* Names: `name` is one component of directory `directory`. 0 or the errno that Linux gives. --------------------------- */
 int sim_disk_find(const struct sim_disk *disk, uint32_t directory, const char *name, uint32_t *inode);

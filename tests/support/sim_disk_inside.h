@@ -1,4 +1,5 @@
-/* support/sim_disk_inside.h - what sim_disk.c (names and data) and sim_durable.c (effects and power cuts) share. */
+/* support/sim_disk_inside.h - what sim_disk.c (names), sim_data.c (bytes) and sim_durable.c (effects and power
+ * cuts) share. */
 #ifndef SUPPORT_SIM_DISK_INSIDE_H
 #define SUPPORT_SIM_DISK_INSIDE_H
 

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 struct sim_object *object_create(struct sim_world *world, enum object_kind kind)
 {
@@ -249,8 +250,9 @@ int sim_memory(struct io *owner, uint64_t size)
 {
     struct sim_object *object = object_create(sim_io_of(owner)->world, OBJECT_MEMORY);
 
-    /* aligned as a mapping is, and zeroed lazily: an arena slot has 16 MiB of which a test touches a few pages */
-    if (!(object->bytes = calloc(1, size + 4096)))
+    /* a mapping of its own: an arena slot has 16 MiB, of which a test touches a few pages */
+    object->bytes = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (object->bytes == MAP_FAILED)
         abort();
     object->size = size;
     return handle_create(sim_io_of(owner), object);
@@ -263,5 +265,5 @@ void *sim_memory_bytes(struct io *owner, int handle, uint64_t *size)
     if (!object || object->kind != OBJECT_MEMORY)
         return NULL;
     *size = object->size;
-    return (void *)(((uintptr_t)object->bytes + 4095) & ~(uintptr_t)4095);
+    return object->bytes;
 }

@@ -38,7 +38,7 @@ struct sim_disk *scene_disk(const struct sim_disk_settings *settings)
     struct sim_disk *disk = sim_disk_create(settings);
     uint32_t root;
 
-    if (sim_disk_make(disk, SIM_ROOT, SCENE_ROOT + 1, true, &root))
+    if (sim_disk_make(disk, SIM_ROOT, SCENE_ROOT_NAME, true, &root))
         abort();
     sim_disk_sync_all(disk);
     return disk;

@@ -11,7 +11,8 @@
 
 #include <write/writer.h>
 
-#define SCENE_ROOT "/root"
+#define SCENE_ROOT_NAME "root"
+#define SCENE_ROOT "/" SCENE_ROOT_NAME
 
 struct scene_settings {
     struct sim_settings world;

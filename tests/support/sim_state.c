@@ -1,7 +1,6 @@
 /* support/sim_state.c - see sim_state.h. */
 #include "sim_state.h"
 
-#include <assert.h>
 #include <base/checked.h>
 #include <errno.h>
 #include <format/digests.h>
@@ -113,7 +112,11 @@ void sim_state_stage(const struct sim_state *state, uint32_t chunk, uint8_t *to)
 
 /* The appendix ------------------------------------------------------------------------------------------------------ */
 
-struct texts { char *index, *manifest; size_t index_size, manifest_size, digest_patch; char objects_name[SHARD_FILE_NAME_MAX + 1]; };
+struct texts {
+    char *index, *manifest;
+    size_t index_size, manifest_size, digest_patch;
+    char objects_name[SHARD_FILE_NAME_MAX + 1];
+};
 
 static void index_make(const struct sim_state *state, struct texts *texts)
 {

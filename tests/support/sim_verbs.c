@@ -192,7 +192,8 @@ static int64_t verb_stat(struct sim_event *event)
     struct sim_world *world = event->io->world;
     const struct op *op = &event->request;
     uint32_t inode = directory_of(event->object);
-    struct io_stat stat = { .direct_memory_align = world->settings.memory_align, .direct_offset_align = world->settings.offset_align };
+    struct io_stat stat = { .direct_memory_align = world->settings.memory_align,
+                            .direct_offset_align = world->settings.offset_align };
     int error = op->name ? sim_disk_walk(world->disk, inode, op->name, &inode) : 0;
 
     if (error)

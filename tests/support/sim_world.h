@@ -1,5 +1,9 @@
-/* support/sim_world.h - inside of sim_io: what the clock (sim_io.c), the verbs (sim_verbs.c), the objects (sim_objects.c)
- * and the faults (sim_faults.c) share. */
+/* support/sim_world.h - inside of the simulated world: what its parts share.
+ *
+ *   sim_world.c    the world itself, randomness        sim_verbs.c    what each op does
+ *   sim_io.c       submit, wait, cancel, kill          sim_objects.c  handles, channels, memory
+ *   sim_events.c   ops in flight, their moments        sim_faults.c   which op meets which fault
+ */
 #ifndef SUPPORT_SIM_WORLD_H
 #define SUPPORT_SIM_WORLD_H
 
@@ -11,6 +15,7 @@
 #define SIM_AGAIN INT64_MIN         /* a verb's result: not yet, park it */
 
 struct sim_random { uint64_t state; };
+uint64_t sim_mix(uint64_t value);
 uint64_t sim_random_next(struct sim_random *random);
 uint64_t sim_random_below(struct sim_random *random, uint64_t bound); /* [0, bound) */
 
@@ -98,6 +103,19 @@ void world_violation(struct sim_world *world, const char *what, ...) __attribute
 /* Something changed: parked events are tried again. */
 void world_wake(struct sim_world *world);
 void world_wake_at(struct sim_world *world, uint64_t due);
+
+static inline bool is_transfer(enum op_kind kind) { return kind == OP_READ || kind == OP_WRITE; }
+static inline bool reads_memory(enum op_kind kind) { return kind == OP_WRITE || kind == OP_SEND; }
+void event_append(struct sim_event **list, struct sim_event *event);
+void event_unlink(struct sim_event **list, struct sim_event *event);
+void event_destroy(struct sim_world *world, struct sim_event *event);
+/* Its submitter is gone, or has its answer. */
+void event_orphan(struct sim_event *event);
+struct sim_event *event_next(struct sim_world *world); /* NULL: none will ever come due */
+void event_run(struct sim_event *event);
+void event_trace(const struct sim_event *event, int64_t result);
+void world_observed(struct sim_world *world, const struct sim_event *event, int64_t result);
+unsigned ready_take(struct sim_io *io, struct completion *completions, unsigned capacity);
 
 struct sim_object *object_create(struct sim_world *world, enum object_kind kind);
 struct sim_object *object_hold(struct sim_object *object);
