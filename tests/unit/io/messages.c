@@ -282,7 +282,10 @@ static void reads_out_what_is_queued(struct fixture *fixture)
     }
     pair_close(pair);
 }
-Test(messages, that_are_queued_come_even_when_the_receive_is_cancelled_at_once) { on_each_backend(NULL, reads_out_what_is_queued); }
+Test(messages, that_are_queued_come_though_the_receive_is_cancelled_at_once)
+{
+    on_each_backend(NULL, reads_out_what_is_queued);
+}
 
 static void sends_to_nobody(struct fixture *fixture)
 {
@@ -290,7 +293,6 @@ static void sends_to_nobody(struct fixture *fixture)
     struct op message = send_op(pair.near, "x", 1);
     char byte;
 
-    signal(SIGPIPE, SIG_DFL);
     close(pair.far);
     cr_assert_eq(io_call(fixture->io, &message), -EPIPE);
     close(pair.near);
@@ -298,7 +300,19 @@ static void sends_to_nobody(struct fixture *fixture)
     cr_assert_eq(call(fixture, recv_op(pair.near, &byte, 1)), -EBADF);
     cr_assert_eq(call(fixture, recv_op(fixture->directory, &byte, 1)), -ENOTSOCK);
 }
-Test(messages, to_a_closed_peer_are_EPIPE_without_a_signal) { on_each_backend(NULL, sends_to_nobody); }
+Test(messages, to_a_closed_peer_are_EPIPE) { on_each_backend(NULL, sends_to_nobody); }
+
+static void sends_into_a_closed_stream(struct fixture *fixture)
+{
+    int ends[2];
+
+    signal(SIGPIPE, SIG_DFL);
+    cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+    close(ends[1]);
+    cr_assert_eq(call(fixture, send_op(ends[0], "x", 1)), -EPIPE);
+    close(ends[0]);
+}
+Test(messages, into_a_closed_stream_raise_no_SIGPIPE) { on_each_backend(NULL, sends_into_a_closed_stream); }
 
 static void sends_from_buffers(struct fixture *fixture)
 {
