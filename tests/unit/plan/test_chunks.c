@@ -50,6 +50,28 @@ Test(chunks, a_tensor_that_ends_at_a_chunk_border_opens_no_other_chunk)
     check_one(3 * CHUNK_BYTES - 4096, 3, CHUNK_BYTES);
 }
 
+Test(chunks, a_chunk_begins_with_the_tensor_after_the_one_that_ended_at_its_border)
+{
+    struct state_dict *dict = state_dict_create();
+    struct plan_cursor cursor;
+    struct plan_piece piece;
+    struct plan *plan;
+
+    declare(dict, "first", TSPOOL_U8, NULL, SHAPE(CHUNK_BYTES - 4096));
+    declare(dict, "second", TSPOOL_U8, NULL, SHAPE(4096));
+    declare(dict, "third", TSPOOL_U8, NULL, SHAPE(1));
+    plan = plan_of(dict, &plain_rules);
+    plan_cursor_init(&cursor, plan, 1);
+    cr_assert(plan_cursor_next(&cursor, plan, &piece));
+    cr_assert(piece.kind == PIECE_TENSOR && piece.entry == 1 && piece.source_offset == 0 && piece.size == 4096);
+    cr_assert(plan_cursor_next(&cursor, plan, &piece));
+    cr_assert(piece.entry == 2 && piece.chunk_offset == 4096 && piece.size == 1);
+    cr_assert_not(plan_cursor_next(&cursor, plan, &piece));
+    cr_assert_null(judge_structure(dict, plan, &plain_rules));
+    plan_destroy(plan);
+    state_dict_destroy(dict);
+}
+
 Test(chunks, one_tensor_of_eight_tebibytes_is_planned_without_touching_it)
 {
     check_one((uint64_t)8 << 40, 524289, 4096);

@@ -347,6 +347,42 @@ Test(plan, a_tied_tensor_that_is_called_like_a_metadata_key_is_stored)
     end(dict, plan);
 }
 
+/* As aliases both "b" would stand in one header, twice under one key. */
+Test(plan, shards_of_a_name_that_has_several_are_never_tied)
+{
+    const uint64_t global[] = { 8 }, offsets[][1] = { { 0 }, { 4 } };
+    struct state_dict *dict = state_dict_create();
+    struct plan *plan;
+
+    declare_shard(dict, "a", TSPOOL_F32, bytes, SHAPE(4), global, offsets[0]);
+    declare_shard(dict, "c", TSPOOL_F32, bytes + 16, SHAPE(4), global, offsets[1]);
+    declare_shard(dict, "b", TSPOOL_F32, bytes, SHAPE(4), global, offsets[0]);
+    declare_shard(dict, "b", TSPOOL_F32, bytes + 16, SHAPE(4), global, offsets[1]);
+    plan = plan_of(dict, &plain_rules);
+    cr_assert_eq(plan->alias_count, 0);
+    cr_assert_str_eq(order_of(dict, plan), "a c b|b");
+    cr_assert_null(judge_bytes(dict, plan));
+    end(dict, plan);
+}
+
+Test(plan, ties_count_for_the_length_of_a_header)
+{
+    struct plan_rules rules = { .header_bytes = 4088, .offset_align = 4096, .world_size = 1 };
+    struct state_dict *dict = state_dict_create();
+    struct plan *plan;
+    char name[128];
+
+    for (uint32_t i = 0; i < 300; i++) {
+        snprintf(name, sizeof(name), "a rather long name of a tied tensor, so that ties fill the headers, number %u", i);
+        declare(dict, name, TSPOOL_U8, bytes + i % 50 * 8, SHAPE(3));
+    }
+    plan = plan_of(dict, &rules);
+    cr_assert_eq(plan->entry_count, 50);
+    cr_assert_null(judge_structure(dict, plan, &rules));
+    cr_assert_null(judge_bytes(dict, plan));
+    end(dict, plan);
+}
+
 /* A hundred thousand names for one buffer: half tied, half of ever other shapes. */
 Test(plan, many_views_of_one_address_stay_cheap, .timeout = 10)
 {
@@ -434,12 +470,15 @@ Test(plan, a_shard_and_a_whole_tensor_cannot_share_a_name)
 Test(plan, shards_of_one_name_must_agree_about_their_tensor)
 {
     const uint64_t global[] = { 8 }, other_global[] = { 9 }, offsets[][1] = { { 0 }, { 4 } };
-    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
-    struct state_dict *dict = state_dict_create();
 
-    declare_shard(dict, "w", TSPOOL_F32, bytes, SHAPE(4), global, offsets[0]);
-    declare_shard(dict, "w", TSPOOL_F32, bytes, SHAPE(4), other_global, offsets[1]);
-    cr_assert_eq(plan_fails(dict, &plain_rules, &failure), -EINVAL);
-    cr_assert_str_eq(failure.tensor, "w");
-    state_dict_destroy(dict);
+    for (int i = 0; i < 2; i++) {
+        struct tspool_failure failure = TSPOOL_FAILURE_INIT;
+        struct state_dict *dict = state_dict_create();
+
+        declare_shard(dict, "w", TSPOOL_F32, bytes, SHAPE(4), global, offsets[0]);
+        declare_shard(dict, "w", i ? TSPOOL_F32 : TSPOOL_I32, bytes, SHAPE(4), i ? other_global : global, offsets[1]);
+        cr_assert_eq(plan_fails(dict, &plain_rules, &failure), -EINVAL);
+        cr_assert_str_eq(failure.tensor, "w");
+        state_dict_destroy(dict);
+    }
 }
