@@ -22,7 +22,7 @@
 struct copy {
     bool replace, buffered, as_json, quiet;
     enum tspool_io io;
-    uint64_t arena_bytes;
+    uint64_t arena_bytes, bytes_per_second;
     const char *writer;
     char *root, *name;
     struct source_set sources;
@@ -128,6 +128,7 @@ static int option_take(struct copy *copy, int option)
     case 'q': copy->quiet = true; return 0;
     case 'w': copy->writer = optarg; return 0;
     case 'a': return size_parse(optarg, &copy->arena_bytes) ? 0 : usage_error("copy", "--arena: '%s' is no size (512M, 4G)", optarg);
+    case 'l': return size_parse(optarg, &copy->bytes_per_second) ? 0 : usage_error("copy", "--rate: '%s' is no size (100M, 2G)", optarg);
     default:  return usage_error("copy", NULL);
     }
 }
@@ -137,7 +138,7 @@ static int options_take(struct copy *copy, int argc, char **argv)
     static const struct option options[] = {
         { "replace", no_argument, NULL, 'r' }, { "io", required_argument, NULL, 'i' }, { "buffered", no_argument, NULL, 'b' },
         { "json", no_argument, NULL, 'j' }, { "quiet", no_argument, NULL, 'q' }, { "writer", required_argument, NULL, 'w' },
-        { "arena", required_argument, NULL, 'a' }, { 0 },
+        { "arena", required_argument, NULL, 'a' }, { "rate", required_argument, NULL, 'l' }, { 0 },
     };
     int option, status = 0;
 
@@ -198,6 +199,7 @@ static int spool_open(struct copy *copy)
     options.root = copy->root;
     options.io = copy->io;
     options.buffered = copy->buffered;
+    options.bytes_per_second = copy->bytes_per_second;
     options.writer_path = copy->writer ? copy->writer : writer_beside();
     options.arena_bytes = copy->arena_bytes ? copy->arena_bytes : wanted < ARENA_BYTES ? wanted : ARENA_BYTES;
     return tspool_open(&options, &copy->spool, &copy->failure);
@@ -284,13 +286,30 @@ static int batch_collect(struct copy *copy, struct batch *batch)
     return 0;
 }
 
+/* Spans in hand pin the arena: a save that was given up ends only when they came back, with whatever is in them. */
+static void batch_give_back(struct copy *copy, struct batch *batch)
+{
+    tspool_save_abort(copy->save);
+    for (size_t i = 0; i < batch->count; i++)
+        tspool_save_filled(copy->save, &batch->spans[i]);
+    if (batch->has_held)
+        tspool_save_filled(copy->save, &batch->held);
+}
+
+/* Once the save ends, further spans are taken back with its failure: all are given. */
 static int batch_fill(struct copy *copy, struct batch *batch)
 {
     int error = tspool_checkpoint_read(batch->source, batch->requests, batch->count, NULL, NULL, &copy->failure);
+    int first = 0;
 
-    for (size_t i = 0; i < batch->count && error == 0; i++)
+    if (error < 0)
+        return error;
+    for (size_t i = 0; i < batch->count; i++) {
         error = tspool_save_filled(copy->save, &batch->spans[i]);
-    return error;
+        first = first ? first : error;
+    }
+    batch->count = 0;
+    return first;
 }
 
 static int spans_fill(struct copy *copy)
@@ -303,6 +322,8 @@ static int spans_fill(struct copy *copy)
         if (error == 0 && batch->count)
             error = batch_fill(copy, batch);
     }
+    if (error < 0 && batch)
+        batch_give_back(copy, batch);
     free(batch);
     return error;
 }
@@ -459,6 +480,7 @@ const struct command command_copy = {
                    "  --io KIND     auto (io_uring, else threads), uring or threads\n"
                    "  --buffered    never O_DIRECT\n"
                    "  --arena SIZE  memory between reading and writing (256M)\n"
+                   "  --rate SIZE   write at most SIZE bytes a second\n"
                    "  --writer PATH the tspool-writer to run\n"
                    "  --json        one JSON object per event: planned, staged, written, durable, published, failed\n"
                    "  -q, --quiet   print nothing but failures\n"
