@@ -99,6 +99,10 @@ struct tspool_save {
 
 /* Declared tensor `index`, at this save's address. */
 void save_tensor(const struct tspool_save *save, size_t index, struct tspool_tensor *tensor);
+/* 0 while the save takes declarations; `what` is the argument that must not be NULL. */
+int save_declare_check(const struct tspool_save *save, const void *what, const char *operation, struct tspool_failure *failure);
+/* Frees a save that nobody else knows of. */
+void save_destroy(struct tspool_save *save);
 /* For every entry point: -EPERM in a forked child, -EINVAL after tspool_close. */
 int save_check(const struct tspool_save *save);
 const struct plan *save_plan(const struct tspool_save *save);
@@ -125,8 +129,9 @@ void save_give_up(struct tspool_save *save, const struct tspool_failure *failure
 void save_look(struct tspool_save *save);
 /* Frees the save if nobody holds it. */
 void save_release(struct tspool_save *save);
-/* Gives the chunk's slot back to the arena, if it has one. */
+/* Gives the chunk's slot back to the arena, if it has one; all but those that spans pin. */
 void save_free_slot(struct tspool_save *save, uint32_t chunk);
+void save_free_slots(struct tspool_save *save);
 /* A chunk is complete in its slot: queues it, wakes the supervisor; the last one checks the version counters. */
 void save_chunk_staged(struct tspool_save *save, uint32_t chunk);
 void roster_add(struct roster *roster, struct tspool_save *save);

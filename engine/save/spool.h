@@ -30,6 +30,8 @@ struct tspool {
 /* tspool_open, with the writer's machine for thread isolation handed in: this room may not know it. */
 int spool_open(const struct tspool_options *options, int (*writer_run)(int channel), struct tspool **spool,
                struct tspool_failure *failure);
+/* Stops all threads and frees everything but the saves that have a handle. Takes half-made spools. */
+void spool_destroy(struct tspool *spool);
 /* 0, -EINVAL for NULL, -EPERM in a forked child. */
 int spool_check(const struct tspool *spool);
 struct plan_rules spool_plan_rules(struct tspool *spool);

@@ -396,10 +396,10 @@ void supervisor_step(struct supervisor *supervisor, const struct completion *com
     pthread_mutex_unlock(&supervisor->roster->lock);
 }
 
-void supervisor_init(struct supervisor *supervisor, struct io *io, struct roster *roster, struct arena *arena,
+void supervisor_init(struct supervisor *supervisor, struct io *io, struct roster *roster,
                      struct writer_launcher *launcher, const struct supervisor_settings *settings)
 {
-    *supervisor = (struct supervisor){ .io = io, .roster = roster, .arena = arena, .settings = *settings };
+    *supervisor = (struct supervisor){ .io = io, .roster = roster, .settings = *settings };
     link_init(&supervisor->link, launcher);
 }
 

@@ -8,7 +8,6 @@
 #ifndef SAVE_SUPERVISOR_H
 #define SAVE_SUPERVISOR_H
 
-#include <arena/arena.h>
 #include <io/io.h>
 #include <save/roster.h>
 #include <save/writer_link.h>
@@ -22,7 +21,6 @@ struct supervisor_settings {
 struct supervisor {
     struct io *io;
     struct roster *roster;
-    struct arena *arena;
     struct supervisor_settings settings;
     struct writer_link link;
     struct op wake_op, timer_op;
@@ -36,7 +34,7 @@ struct supervisor {
     bool done;                          /* want_stop was seen: the thread ends */
 };
 
-void supervisor_init(struct supervisor *supervisor, struct io *io, struct roster *roster, struct arena *arena,
+void supervisor_init(struct supervisor *supervisor, struct io *io, struct roster *roster,
                      struct writer_launcher *launcher, const struct supervisor_settings *settings);
 /* NULL starts it. */
 void supervisor_step(struct supervisor *supervisor, const struct completion *completion);

@@ -85,9 +85,11 @@ static void *caller_main(void *argument)
 {
     unsigned caller = (unsigned)(uintptr_t)argument;
     enum tspool_staging staging = (enum tspool_staging)(caller % 3);
+    struct tspool_save_options replacing = TSPOOL_SAVE_OPTIONS_INIT;
     struct tspool_save *save, *again;
     char name[16];
 
+    replacing.replace = 1;
     snprintf(name, sizeof(name), "caller-%u", caller);
     for (unsigned round = 0; round < ROUNDS; round++) {
         change(caller, round);
@@ -99,8 +101,7 @@ static void *caller_main(void *argument)
         change(caller, 100); /* allowed now, and must reach nobody */
         REQUIRE(follow(save) == TSPOOL_OUTCOME_PUBLISHED);
         if (round == 0 && staging != TSPOOL_STAGING_CALLER) {
-            REQUIRE(tspool_save_again(spool, "again", save, &(struct tspool_save_options){ .size = sizeof(struct tspool_save_options),
-                                      .replace = 1 }, &again, NULL) == 0);
+            REQUIRE(tspool_save_again(spool, "again", save, &replacing, &again, NULL) == 0);
             REQUIRE(tspool_save_submit(again, NULL) == 0);
             tspool_save_abort(again); /* whichever comes first */
             follow(again);

@@ -94,7 +94,7 @@ Test(refusals, open_reports_a_writer_that_ends_before_it_is_ready)
     assert_open_refused(EPIPE, "exited with status 0");
 }
 
-/* "yes" never answers and never ends. */
+/* A program that never answers and never ends. */
 Test(refusals, open_gives_up_on_a_writer_that_never_answers)
 {
     char path[300];

@@ -1,0 +1,149 @@
+/* save/test_recovery.c - what a dead writer left: looked at before it is touched. Real directories, the real backend. */
+#include <criterion/criterion.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <save/recovery.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char ours[] = "{\"tspool_manifest\": 1, \"save_id\": \"0101\"";
+static const char other[] = "{\"tspool_manifest\": 1, \"save_id\": \"0202\"";
+static const uint8_t id[16] = { 1, 1 };
+static char root[] = "/tmp/tspool-recovery-XXXXXX", hidden[HIDDEN_NAME_MAX + 1];
+static int root_fd;
+static struct io *io;
+
+static void setup(void)
+{
+    const struct io_settings settings = { .verb_threads = 1, .transfer_threads = 1, .compute_threads = 1 };
+
+    cr_assert_not_null(mkdtemp(root));
+    root_fd = open(root, O_RDONLY | O_DIRECTORY);
+    hidden_name_make("step", id, hidden);
+    cr_assert_eq(io_create_threads(&settings, &io, NULL), 0);
+}
+
+static void teardown(void)
+{
+    char command[64];
+
+    io_destroy(io);
+    close(root_fd);
+    snprintf(command, sizeof(command), "rm -r %s", root);
+    cr_assert_eq(system(command), 0);
+}
+
+TestSuite(recovery, .init = setup, .fini = teardown, .timeout = 20);
+
+static void put(const char *directory, const char *name, const char *text)
+{
+    char path[300];
+    int fd;
+
+    mkdirat(root_fd, directory, 0777);
+    snprintf(path, sizeof(path), "%s/%s", directory, name);
+    fd = openat(root_fd, path, O_CREAT | O_WRONLY | O_EXCL, 0666);
+    cr_assert_geq(fd, 0);
+    cr_assert_eq(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+    close(fd);
+}
+
+static bool stands(const char *name) { return faccessat(root_fd, name, F_OK, 0) == 0; }
+
+static struct recovery recover(void)
+{
+    struct recovery recovery = { .in_flight = false };
+    struct completion completion;
+
+    cr_assert_eq(recovery_start(&recovery, io, root_fd, "step", id, 0, ours, sizeof(ours) - 1), 0);
+    while (recovery.in_flight) {
+        cr_assert_eq(io_wait(io, &completion, 1, IO_FOREVER), 1);
+        recovery_step(&recovery, io, completion.result);
+    }
+    recovery_deinit(&recovery);
+    return recovery;
+}
+
+Test(recovery, finds_nothing_where_nothing_was_made)
+{
+    cr_assert_eq(recover().outcome, RECOVERY_ABSENT);
+}
+
+Test(recovery, sweeps_what_was_not_published)
+{
+    put(hidden, "model.safetensors.partial", "half");
+    put(hidden, "tspool.part-00001", "");
+    cr_assert_eq(recover().outcome, RECOVERY_ABSENT);
+    cr_assert_not(stands(hidden));
+}
+
+/* Death between the rename and its report: FAILED would be a lie. */
+Test(recovery, knows_its_own_checkpoint_and_keeps_it)
+{
+    put("step", "tspool.manifest.json", ours);
+    cr_assert_eq(recover().outcome, RECOVERY_PUBLISHED);
+    cr_assert(stands("step/tspool.manifest.json"));
+}
+
+/* The same after an exchange: the hidden directory now holds the replaced checkpoint, which nobody wants any more. */
+Test(recovery, removes_the_replaced_checkpoint_behind_its_own)
+{
+    put("step", "tspool.manifest.json", ours);
+    put(hidden, "tspool.manifest.json", other);
+    put(hidden, "model.safetensors", "old");
+    cr_assert_eq(recover().outcome, RECOVERY_PUBLISHED);
+    cr_assert(stands("step/tspool.manifest.json"));
+    cr_assert_not(stands(hidden));
+}
+
+Test(recovery, leaves_the_checkpoint_that_it_would_have_replaced)
+{
+    put("step", "tspool.manifest.json", other);
+    put(hidden, "tspool.manifest.json", ours);
+    cr_assert_eq(recover().outcome, RECOVERY_ABSENT);
+    cr_assert(stands("step/tspool.manifest.json"));
+    cr_assert_not(stands(hidden));
+}
+
+/* Put aside for a moment, where the file system cannot exchange, and the writer died in that moment. */
+Test(recovery, never_removes_a_checkpoint_of_another_save)
+{
+    struct recovery recovery;
+
+    put(hidden, "tspool.manifest.json", other);
+    recovery = recover();
+    cr_assert_eq(recovery.outcome, RECOVERY_ABSENT);
+    cr_assert(recovery.left);
+    cr_assert(stands(hidden));
+}
+
+/* A writer that was killed but hangs in the kernel still holds the lock, and may still write. */
+Test(recovery, touches_nothing_while_the_part_record_is_locked)
+{
+    struct recovery recovery;
+    char path[300];
+    int fd;
+
+    put(hidden, "tspool.part-00001", "");
+    put(hidden, "model.safetensors.partial", "half");
+    snprintf(path, sizeof(path), "%s/tspool.part-00001", hidden);
+    fd = openat(root_fd, path, O_RDONLY);
+    cr_assert_eq(flock(fd, LOCK_EX), 0);
+    recovery = recover();
+    cr_assert_eq(recovery.outcome, RECOVERY_ABSENT);
+    cr_assert(recovery.left);
+    snprintf(path, sizeof(path), "%s/model.safetensors.partial", hidden);
+    cr_assert(stands(path));
+    close(fd);
+}
+
+Test(recovery, takes_a_shorter_manifest_for_anothers)
+{
+    put("step", "tspool.manifest.json", "{");
+    cr_assert_eq(recover().outcome, RECOVERY_ABSENT);
+    cr_assert(stands("step/tspool.manifest.json"));
+}
