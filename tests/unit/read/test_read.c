@@ -27,7 +27,7 @@ static const struct tspool_checkpoint_options ways[] = {
     { .size = sizeof *ways, .io = TSPOOL_IO_AUTO },
     { .size = sizeof *ways, .io = TSPOOL_IO_THREADS },
     { .size = sizeof *ways, .io = TSPOOL_IO_AUTO, .buffered = 1 },
-    { .size = sizeof *ways, .io = TSPOOL_IO_THREADS, .unverified = 1, .item_bytes = 4096, .depth = 2 },
+    { .size = sizeof *ways, .io = TSPOOL_IO_THREADS, .unverified = 1, .item_bytes = 65536, .depth = 3 },
 };
 #define WAY_COUNT (sizeof ways / sizeof *ways)
 
