@@ -318,7 +318,7 @@ static void *populate_all(void *arena)
     return (void *)(intptr_t)arena_populate(arena, 128 * MIB, NULL);
 }
 
-Test(arena, threads_that_populate_at_once_do_it_once, .timeout = 20)
+Test(arena, threads_that_populate_at_once_do_it_once)
 {
     struct hook_log log = { 0 };
     struct arena_settings settings = { .bytes = 128 * MIB, .hook = hook_note, .hook_context = &log };

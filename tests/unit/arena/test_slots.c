@@ -92,7 +92,7 @@ static void *wait_for_slot(void *argument)
     return NULL;
 }
 
-Test(arena, release_wakes_a_waiting_thread, .timeout = 10)
+Test(arena, release_wakes_a_waiting_thread)
 {
     struct waiter waiter = { .arena = arena_of(32 * MIB), .slot = ARENA_NO_SLOT };
     pthread_t thread;
@@ -107,7 +107,7 @@ Test(arena, release_wakes_a_waiting_thread, .timeout = 10)
     arena_destroy(waiter.arena);
 }
 
-Test(arena, wake_lets_a_cancelled_waiter_go, .timeout = 10)
+Test(arena, wake_lets_a_cancelled_waiter_go)
 {
     struct waiter waiter = { .arena = arena_of(32 * MIB), .slot = ARENA_NO_SLOT };
     pthread_t thread;
@@ -150,7 +150,7 @@ static void *contend(void *argument)
     return NULL;
 }
 
-Test(arena, no_slot_has_two_owners, .timeout = 20)
+Test(arena, no_slot_has_two_owners)
 {
     struct arena *arena = arena_of(48 * MIB);
     struct contender contenders[6];

@@ -258,7 +258,7 @@ Test(child, exit_status_is_told)
     cr_expect_str_eq(text, "exited with status 3");
 }
 
-Test(child, releasing_a_living_child_does_not_wait, .timeout = 10)
+Test(child, releasing_a_living_child_does_not_wait)
 {
     struct spawned spawned;
     pid_t pid;
@@ -304,7 +304,7 @@ Test(child, application_that_reaps_everything_is_no_trouble)
 }
 
 /* A forked DataLoader worker keeps our end of the socket open: end of stream would never come. */
-Test(child, forked_process_with_the_socket_does_not_hide_death, .timeout = 20)
+Test(child, forked_process_with_the_socket_does_not_hide_death)
 {
     struct spawned spawned;
     int status;
