@@ -75,8 +75,9 @@ static int chunk_open(struct tspool_save *save, uint64_t deadline_ns, struct tsp
     if (save->spans.position == plan->chunk_count)
         return 0;
     chunk = plan->chunk_order[save->spans.position];
-    while (save->in_line && save->slots[chunk] == ARENA_NO_SLOT && !save_is_ending(save) && error == 0)
-        error = roster_wait(save->roster, deadline_ns); /* a staging thread acquires in the line's order */
+    /* What fits the arena has its slots from submit, or gets them from a staging thread, in the line's order. */
+    while (save->replayable && save->slots[chunk] == ARENA_NO_SLOT && !save_is_ending(save) && error == 0)
+        error = roster_wait(save->roster, deadline_ns);
     if (error == 0 && !save_is_ending(save) && save->slots[chunk] == ARENA_NO_SLOT) {
         save->copying++;
         pthread_mutex_unlock(&save->roster->lock);

@@ -289,6 +289,7 @@ void spool_destroy(struct tspool *spool)
         saves_detach(spool);
         roster_deinit(&spool->roster);
     }
+    pthread_mutex_destroy(&spool->submitting);
     layout_drop(spool->latest);
     arena_destroy(spool->arena);
     if (spool->root_fd >= 0)
@@ -314,6 +315,7 @@ int spool_open(const struct tspool_options *options, int (*writer_run)(int chann
         return failure_set(failure, TSPOOL_STAGE_OPEN, ENOMEM, FAILURE_NOWHERE, NULL);
     made->owner = getpid();
     made->root_fd = made->self_pidfd = -1;
+    pthread_mutex_init(&made->submitting, NULL);
     error = struct_take(&made->options, sizeof(made->options), options);
     if (error < 0)
         failure_set(failure, TSPOOL_STAGE_OPEN, -error, FAILURE_AT(.operation = "options"), "tspool_options.size is not set, or "

@@ -18,6 +18,7 @@ struct tspool {
     int root_fd, self_pidfd;            /* self_pidfd: by which the writer knows of our death; -1 with thread isolation */
     struct arena *arena;
     struct roster roster;
+    pthread_mutex_t submitting;         /* taken before roster.lock: saves reserve slots and enter the line in one order */
     struct stager stager;
     struct supervisor supervisor;
     struct writer_launcher launcher;

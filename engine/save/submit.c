@@ -145,7 +145,8 @@ static int slots_reserve(struct tspool_save *save, struct tspool_failure *failur
     return 0;
 }
 
-/* A save that is behind another in line may not take slots that the other one needs. */
+/* With spool->submitting held, until the save stands in line. One that is behind another may not take slots that the other
+ * still needs: it would hold them while it waits for its turn, and neither would end. */
 static int save_reserve(struct tspool_save *save, struct tspool_failure *failure)
 {
     struct tspool_failure ignored = TSPOOL_FAILURE_INIT;
@@ -154,7 +155,7 @@ static int save_reserve(struct tspool_save *save, struct tspool_failure *failure
 
     save->replayable = save_plan(save)->chunk_count <= arena_slot_count(save->arena);
     pthread_mutex_lock(&save->roster->lock);
-    is_first = !save->stager->first;
+    is_first = !save->stager->first && !save->stager->acquiring;
     pthread_mutex_unlock(&save->roster->lock);
     if (!save->replayable || !is_first)
         return 0;
@@ -180,8 +181,6 @@ static void stage_begin(struct tspool_save *save)
 {
     if (save->staging != TSPOOL_STAGING_CALLER || (save->replayable && !has_all_slots(save)))
         stager_enter(save->stager, save);
-    if (save->staging == TSPOOL_STAGING_NOW)
-        stager_help(save->stager, save);
 }
 
 /* Staging "now": until STAGED, or until the failure is final. */
@@ -196,17 +195,33 @@ static int stage_wait(struct tspool_save *save, struct tspool_failure *failure)
     return save_error(save);
 }
 
-static int submit_prepared(struct tspool_save *save, struct tspool_failure *failure)
+/* Reserved and in line, with roster->lock held; or the failure, without it. */
+static int line_up(struct tspool_save *save, struct tspool_failure *failure)
+{
+    struct tspool *spool = save->spool;
+    int error;
+
+    pthread_mutex_lock(&spool->submitting);
+    error = save_reserve(save, failure);
+    if (error == 0) {
+        versions_take(save);
+        pthread_mutex_lock(&save->roster->lock);
+        roster_add(save->roster, save);
+        stage_begin(save);
+    }
+    pthread_mutex_unlock(&spool->submitting);
+    return error;
+}
+
+static int stage(struct tspool_save *save, struct tspool_failure *failure)
 {
     int error = 0;
 
-    pthread_mutex_lock(&save->roster->lock);
-    roster_add(save->roster, save);
-    stage_begin(save);
-    if (save->staging == TSPOOL_STAGING_NOW)
+    if (save->staging == TSPOOL_STAGING_NOW) {
+        stager_help(save->stager, save);
         error = stage_wait(save, failure);
+    }
     save->result.stall_ns = monotonic_ns() - save->submit_ns;
-    pthread_mutex_unlock(&save->roster->lock);
     return error;
 }
 
@@ -241,11 +256,12 @@ int tspool_save_submit(struct tspool_save *save, struct tspool_failure *failure)
     if (error < 0)
         failure_set(failure, TSPOOL_STAGE_RESERVE, -error, FAILURE_AT(.operation = "submit"), NULL);
     else
-        error = save_reserve(save, failure);
+        error = line_up(save, failure);
     if (error < 0) {
         chunks_destroy(save);
         return error;
     }
-    versions_take(save);
-    return submit_prepared(save, failure);
+    error = stage(save, failure);
+    pthread_mutex_unlock(&save->roster->lock);
+    return error;
 }
