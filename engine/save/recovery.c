@@ -39,8 +39,7 @@ static void look_end(struct recovery *recovery)
     recovery->step = recovery->left ? RECOVERY_DONE : SWEEP_OPEN;
 }
 
-/* Takes the result of the step that just ended and names the next one. */
-static void advance(struct recovery *recovery, int64_t result)
+static void advance_look(struct recovery *recovery, int64_t result)
 {
     switch (recovery->step) {
     case LOOK_OPEN:
@@ -74,6 +73,14 @@ static void advance(struct recovery *recovery, int64_t result)
         recovery->outcome = result < 0 ? RECOVERY_UNCLEAR : RECOVERY_PUBLISHED;
         recovery->step = result < 0 ? RECOVERY_DONE : SWEEP_OPEN;
         return;
+    default:
+        return;
+    }
+}
+
+static void advance_sweep(struct recovery *recovery, int64_t result)
+{
+    switch (recovery->step) {
     case SWEEP_OPEN:
         recovery->directory = (int)result;
         recovery->left = result < 0 && result != -ENOENT;
@@ -106,9 +113,18 @@ static void advance(struct recovery *recovery, int64_t result)
         recovery->left = result < 0 && result != -ENOENT;
         recovery->step = RECOVERY_DONE;
         return;
-    case RECOVERY_DONE:
+    default:
         return;
     }
+}
+
+/* Takes the result of the step that just ended and names the next one. */
+static void advance(struct recovery *recovery, int64_t result)
+{
+    if (recovery->step < SWEEP_OPEN)
+        advance_look(recovery, result);
+    else
+        advance_sweep(recovery, result);
 }
 
 static void compose(struct recovery *recovery, struct op *op)
