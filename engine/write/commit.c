@@ -62,12 +62,14 @@ static bool exchange_is_refused(int error)
     return error == EINVAL || error == ENOSYS || error == EXDEV || error == EOPNOTSUPP;
 }
 
-static void root_rename(struct job *job, void (*done)(struct task *, int64_t), const char *name, const char *to_name, uint32_t flags)
+static void root_rename(struct job *job, void (*done)(struct task *, int64_t), const char *name, const char *to_name,
+                        uint32_t flags)
 {
     int root = job->writer->settings.root;
 
     job_submit(job, NO_FILE, done,
-               &(struct op){ .kind = OP_RENAME, .handle = root, .name = name, .to_handle = root, .to_name = to_name, .flags = flags });
+               &(struct op){ .kind = OP_RENAME, .handle = root, .name = name, .to_handle = root, .to_name = to_name,
+                             .flags = flags });
 }
 
 static void renamed(struct task *task, int64_t result)

@@ -93,7 +93,8 @@ static int greeting_receive(int channel, struct greeting *greeting)
     uint8_t bytes[sizeof(struct message) + 1];
     union { struct cmsghdr aligned; char bytes[CMSG_SPACE(sizeof(greeting->fds))]; } control;
     struct iovec place = { bytes, sizeof(bytes) };
-    struct msghdr header = { .msg_iov = &place, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof(control) };
+    struct msghdr header = { .msg_iov = &place, .msg_iovlen = 1, .msg_control = control.bytes,
+                             .msg_controllen = sizeof(control) };
     ssize_t size = recvmsg(channel, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     int error;
 
@@ -231,7 +232,7 @@ int writer_host_run(const struct writer_host *host)
     int error = greeting_wait(host, &greeting);
 
     if (error < 0) {
-        refuse(host->channel, -error, error == -EPROTO ? "library and tspool-writer are of different versions; install them together"
+        refuse(host->channel, -error, error == -EPROTO ? "library and tspool-writer are of different versions: install both"
                                                        : failure_likely_cause(-error));
         return error;
     }

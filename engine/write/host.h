@@ -15,7 +15,8 @@ struct writer_host {
     int term;                      /* readable when SIGTERM came; -1: none. Stays the caller's */
     uint64_t hello_timeout_ns;     /* how long to wait for HELLO; 0: 60 s */
     /* NULL: io_create_uring and io_create_threads. Tests put themselves between. */
-    int (*io_create)(void *context, bool uring, const struct io_settings *settings, struct io **io, struct tspool_failure *failure);
+    int (*io_create)(void *context, bool uring, const struct io_settings *settings, struct io **io,
+                     struct tspool_failure *failure);
     void *io_context;
 };
 

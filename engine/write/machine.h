@@ -1,8 +1,9 @@
 /* write/machine.h - the parts of one writer and how they hang together. For the files of this room only.
  *
- *   writer.c      the states of the writer itself: probe, serve, drain, end
+ *   writer.c      the states of the writer itself: serve, drain, end; probe.c what comes before
  *   connection.c  messages in and out, the trainer's death
- *   job.c         the states of one attempt of a save; prepare.c, seal.c, commit.c, sweep.c do what a state asks for
+ *   job.c         the states of one attempt of a save; prepare.c, chunks.c, seal.c, commit.c, replace.c, sweep.c do what
+ *                 a state asks for
  *   transfer.c    write items, depth in flight over all jobs
  *   hashing.c     leaves on compute threads, beside the writing
  */
@@ -68,6 +69,11 @@ void writer_broken(struct writer *writer);        /* a message that makes no sen
 
 /* True once saves that are not staged have no future. */
 bool writer_is_ending(const struct writer *writer);
+/* Begins the probe; it ends in READY and the state SERVING, or ENDING when it was refused. */
+void probe_start(struct writer *writer);
+void probe_refuse(struct writer *writer, int error, const char *operation); /* error > 0; the first counts */
+/* Adds a reason why this is not the preferred mode to READY's note. */
+void writer_note(struct writer *writer, const char *text);
 /* Closes a handle that nobody needs any more; its result matters to nobody. */
 void writer_close_handle(struct writer *writer, int handle);
 

@@ -20,7 +20,8 @@ _Static_assert(LEAF_BYTES * 2 <= CHUNK_BYTES, "a leaf lies in one chunk or strad
 
 static int input_fault(struct job_input *input, const char *what, const char *reason)
 {
-    return failure_set(&input->failure, TSPOOL_STAGE_PREPARE, EBADMSG, FAILURE_AT(.operation = "read", .path = what), "%s", reason);
+    return failure_set(&input->failure, TSPOOL_STAGE_PREPARE, EBADMSG, FAILURE_AT(.operation = "read", .path = what), "%s",
+                       reason);
 }
 
 static int input_map(struct job *job)
@@ -32,7 +33,8 @@ static int input_map(struct job *job)
 
     error = memory->map(memory->context, input->sheet_handle, input->sheet_bytes, &input->sheet_base, &input->failure);
     if (error == 0)
-        error = memory->map(memory->context, input->appendix_handle, input->appendix_bytes, &input->appendix_base, &input->failure);
+        error = memory->map(memory->context, input->appendix_handle, input->appendix_bytes, &input->appendix_base,
+                            &input->failure);
     if (error < 0)
         return error;
     if (sheet_view(input->sheet_base, input->sheet_bytes, &input->sheet, &reason) < 0)
@@ -200,8 +202,9 @@ static void root_looked(struct task *task, int64_t result)
     } else if (needed > job->root_stat.free_bytes) {
         size_text(needed, needed_text);
         size_text(job->root_stat.free_bytes, free_text);
-        job_fail(job, ENOSPC, "allocate", job->name, "the checkpoint needs %s (%llu bytes), the file system has %s free (%llu bytes)",
-                 needed_text, (unsigned long long)needed, free_text, (unsigned long long)job->root_stat.free_bytes);
+        job_fail(job, ENOSPC, "allocate", job->name,
+                 "the checkpoint needs %s (%llu bytes), the file system has %s free (%llu bytes)", needed_text,
+                 (unsigned long long)needed, free_text, (unsigned long long)job->root_stat.free_bytes);
     }
     job_task_end(task);
 }

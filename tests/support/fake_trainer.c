@@ -79,7 +79,8 @@ static void appendix_make(struct fake_state *state)
     *front = (struct appendix_front){
         .magic = APPENDIX_MAGIC, .version = SHEET_VERSION, .text_count = 2, .digests_patch = 13, .digests_name = DIGESTS_NAME,
         .digests_size = digests_file_size(state->tensor_count, state->leaf_count),
-        .texts = { { TEXT_OBJECTS, OBJECTS_NAME, objects, state->objects_size }, { TEXT_MANIFEST, MANIFEST_NAME, text, sizeof(manifest) - 1 } },
+        .texts = { { TEXT_OBJECTS, OBJECTS_NAME, objects, state->objects_size },
+                   { TEXT_MANIFEST, MANIFEST_NAME, text, sizeof(manifest) - 1 } },
     };
     state->patch = front->digests_patch;
     memcpy(state->appendix + objects, state->objects, state->objects_size);
@@ -126,7 +127,8 @@ void fake_send(struct fake_trainer *trainer, const struct message *message, cons
         header.msg_control = control.bytes;
         header.msg_controllen = CMSG_SPACE(fd_count * sizeof(int));
         rights = CMSG_FIRSTHDR(&header);
-        *rights = (struct cmsghdr){ .cmsg_len = CMSG_LEN(fd_count * sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
+        *rights = (struct cmsghdr){ .cmsg_len = CMSG_LEN(fd_count * sizeof(int)), .cmsg_level = SOL_SOCKET,
+                                    .cmsg_type = SCM_RIGHTS };
         memcpy(CMSG_DATA(rights), fds, fd_count * sizeof(int));
     }
     cr_assert_eq(sendmsg(trainer->channel, &header, MSG_NOSIGNAL), (ssize_t)place.iov_len);
@@ -300,7 +302,8 @@ void fake_trainer_end(struct fake_trainer *trainer)
 
 /* Saves -------------------------------------------------------------------------------------------------------------- */
 
-void fake_begin(struct fake_trainer *trainer, struct fake_save *save, const struct fake_state *state, const char *name, bool replace)
+void fake_begin(struct fake_trainer *trainer, struct fake_save *save, const struct fake_state *state, const char *name,
+                bool replace)
 {
     static uint32_t next_id;
     struct message message;
@@ -368,17 +371,25 @@ void fake_abandon(struct fake_trainer *trainer, struct fake_save *save)
     fake_send(trainer, &message, NULL, 0);
 }
 
-static void note(struct fake_save *save, const struct message *message)
+/* The slot is ours again, and is spoiled at once: a writer that still needs it will write or hash something else. */
+static void released(struct fake_trainer *trainer, struct fake_save *save, const struct message_released *released)
+{
+    uint32_t chunk = released->chunk;
+
+    cr_assert_lt(chunk, save->state->chunk_count);
+    cr_assert(save->staged[chunk] && !save->released[chunk], "chunk %u was released twice or too early", chunk);
+    cr_assert_eq(save->slots[chunk], released->slot);
+    save->released[chunk] = true;
+    save->released_count++;
+    memset(arena_slot(trainer->arena, released->slot), 0xee, CHUNK_BYTES);
+}
+
+static void note(struct fake_trainer *trainer, struct fake_save *save, const struct message *message)
 {
     cr_assert(memcmp(&message->attempt, &save->attempt, sizeof(save->attempt)) == 0, "an answer for another attempt");
     save->counts[message->kind]++;
     if (message->kind == MESSAGE_RELEASED) {
-        cr_assert_lt(message->released.chunk, save->state->chunk_count);
-        cr_assert(save->staged[message->released.chunk] && !save->released[message->released.chunk], "released twice or too early");
-        cr_assert_eq(save->slots[message->released.chunk], message->released.slot);
-        save->released[message->released.chunk] = true;
-        save->released_count++;
-        /* the slot is ours again: whoever still needs it will see this */
+        released(trainer, save, &message->released);
     } else if (message->kind == MESSAGE_FAILED || message->kind == MESSAGE_UNKNOWN) {
         save->failure = message->failure;
     } else if (message->kind != MESSAGE_ABANDONED) {
@@ -395,7 +406,7 @@ void fake_await(struct fake_trainer *trainer, struct fake_save *save, enum messa
         cr_assert(fake_receive(trainer, &message), "the writer ended");
         cr_assert(message.kind == kind || (message.kind != MESSAGE_FAILED && message.kind != MESSAGE_UNKNOWN), "%s: %s %s: %s",
                   message_kind_name(message.kind), message.failure.operation, message.failure.path, message.failure.cause);
-        note(save, &message);
+        note(trainer, save, &message);
     }
 }
 
@@ -405,7 +416,7 @@ enum message_kind fake_await_end(struct fake_trainer *trainer, struct fake_save 
 
     do {
         cr_assert(fake_receive(trainer, &message), "the writer ended");
-        note(save, &message);
+        note(trainer, save, &message);
     } while (message.kind != MESSAGE_PUBLISHED && message.kind != MESSAGE_FAILED && message.kind != MESSAGE_UNKNOWN &&
              message.kind != MESSAGE_ABANDONED);
     return message.kind;
@@ -460,7 +471,8 @@ static uint8_t *file_read(const struct fake_trainer *trainer, const char *name, 
     return bytes;
 }
 
-static void expect_bytes(const struct fake_trainer *trainer, const char *name, const char *file, const void *wanted, uint64_t wanted_size)
+static void expect_bytes(const struct fake_trainer *trainer, const char *name, const char *file, const void *wanted,
+                         uint64_t wanted_size)
 {
     uint64_t size;
     uint8_t *bytes = file_read(trainer, name, file, &size);

@@ -87,7 +87,8 @@ void fake_send(struct fake_trainer *trainer, const struct message *message, cons
 void fake_send_raw(struct fake_trainer *trainer, const void *bytes, size_t size);
 bool fake_receive(struct fake_trainer *trainer, struct message *message); /* false at the end of the stream */
 
-void fake_begin(struct fake_trainer *trainer, struct fake_save *save, const struct fake_state *state, const char *name, bool replace);
+void fake_begin(struct fake_trainer *trainer, struct fake_save *save, const struct fake_state *state, const char *name,
+                bool replace);
 /* Copies the chunk into the slot and says so. */
 void fake_stage(struct fake_trainer *trainer, struct fake_save *save, uint32_t chunk, uint32_t slot);
 void fake_stage_all(struct fake_trainer *trainer, struct fake_save *save); /* chunk n in slot n */
@@ -97,8 +98,8 @@ void fake_await(struct fake_trainer *trainer, struct fake_save *save, enum messa
 /* The same for the end: returns PUBLISHED, FAILED, UNKNOWN or ABANDONED. */
 enum message_kind fake_await_end(struct fake_trainer *trainer, struct fake_save *save);
 
-/* Expectations: they fail the test. */
-void fake_expect_names(const struct fake_trainer *trainer, const char *directory, const char *const *names); /* NULL-terminated, sorted */
+/* Expectations: they fail the test. `names` are sorted, and end with NULL. */
+void fake_expect_names(const struct fake_trainer *trainer, const char *directory, const char *const *names);
 void fake_expect_published(const struct fake_trainer *trainer, const struct fake_state *state, const char *name);
 void fake_put_file(const struct fake_trainer *trainer, const char *path, const char *text);
 bool fake_file_is(const struct fake_trainer *trainer, const char *path, const char *text);

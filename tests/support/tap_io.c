@@ -2,6 +2,7 @@
 #include "tap_io.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@ struct tap_io {
     unsigned refused_count, struck, skipped;
     struct op *shortened;        /* its size is restored when it comes back */
     size_t full_size;
+    bool stream_ended;
 };
 
 static struct tap_io *tap_of(struct io *io) { return (struct tap_io *)io; }
@@ -68,6 +70,7 @@ static void completion_note(struct tap_io *tap, const struct completion *complet
     }
     if (op->kind == OP_WRITE)
         shown->writes_in_flight--;
+    tap->stream_ended |= op->kind == OP_RECV && completion->result == 0;
     snprintf(text, sizeof(text), "%s%s%s", op_kind_name(op->kind), op->name ? " " : "", op->name ? op->name : "");
     if (shown->trace_count < TAP_OPS_MAX)
         shown->trace[shown->trace_count++] = strdup(text);
@@ -78,6 +81,11 @@ static int tap_wait(struct io *io, struct completion *completions, unsigned capa
     struct tap_io *tap = tap_of(io);
     int count;
 
+    if (tap->tap->has_gate) {
+        pthread_mutex_lock(&tap->tap->gate);
+        tap->tap->stream_ended = tap->stream_ended;
+        pthread_mutex_unlock(&tap->tap->gate);
+    }
     if (deadline_ns != IO_FOREVER)
         tap->tap->waits_with_deadline++;
     if (tap->refused_count) {
@@ -120,6 +128,24 @@ int tap_io_create(void *context, bool uring, const struct io_settings *settings,
     made->io = (struct io){ .ops = &ops, .backend = made->real->backend, .registered = made->real->registered };
     *io = &made->io;
     return 0;
+}
+
+void tap_gate_init(struct tap *tap)
+{
+    tap->has_gate = true;
+    pthread_mutex_init(&tap->gate, NULL);
+}
+
+void tap_await_end_of_stream(struct tap *tap)
+{
+    bool seen = false;
+
+    while (!seen) {
+        pthread_mutex_lock(&tap->gate);
+        seen = tap->stream_ended;
+        pthread_mutex_unlock(&tap->gate);
+        sched_yield();
+    }
 }
 
 void tap_deinit(struct tap *tap)

@@ -26,7 +26,14 @@ struct tap {
     unsigned counts[32];         /* by kind, submitted */
     unsigned writes_in_flight, writes_in_flight_most;
     unsigned waits_with_deadline;
+    /* A writer in front of a closed gate does not wait for completions: what happens meanwhile it sees all at once. */
+    bool has_gate;
+    pthread_mutex_t gate;        /* locked: closed */
+    bool stream_ended;           /* the end of the stream was seen, and acted upon; under `gate` */
 };
+void tap_gate_init(struct tap *tap);
+/* Returns when the writer has acted upon the end of the stream. */
+void tap_await_end_of_stream(struct tap *tap);
 /* For struct writer_host: io_context is the tap. It must outlive the writer. */
 int tap_io_create(void *context, bool uring, const struct io_settings *settings, struct io **io, struct tspool_failure *failure);
 void tap_deinit(struct tap *tap);
