@@ -156,8 +156,11 @@ Test(faults, each_operation_failing_once_gives_a_record_or_does_not_matter, .ini
     cr_assert_gt(fail_each_once(true), 40);
 }
 
-Test(faults, latest_of_a_disk_that_fails_is_an_error_or_right, .init = setup, .fini = teardown)
+Test(faults, latest_of_a_disk_that_fails_is_an_error_or_right_and_never_an_older_one, .init = setup, .fini = teardown)
 {
+    struct made_checkpoint older = { tensors, COUNT, .step = "0" };
+
+    made_checkpoint(path_of(root, "older"), &older);
     for (unsigned number = 1; number < 200; number++) {
         struct tap tap = { .io = { .ops = &tap_ops, .backend = "tap" }, .below = below, .fail_at = number };
         char *path = NULL;
