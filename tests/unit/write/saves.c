@@ -175,6 +175,15 @@ Test(write, ping_is_answered_while_a_save_waits)
     fake_state_deinit(&state);
 }
 
+static int last_of(const struct tap *tap, const char *text)
+{
+    int at, last = -1;
+
+    for (at = tap_find(tap, text, 0); at >= 0; at = tap_find(tap, text, (unsigned)at + 1))
+        last = at;
+    return last;
+}
+
 /* Replacing ------------------------------------------------------------------------------------------------------------ */
 
 static void publish(struct fake_trainer *trainer, struct fake_save *save, const struct fake_state *state, bool replace)
@@ -265,10 +274,11 @@ static void replaces_through_tap(struct tap *tap)
     int into_place;
 
     replaces_and_keeps(&settings);
-    into_place = tap_find(tap, "rename .step.", (unsigned)tap_find(tap, "rename .step.", 0) + 1);
+    into_place = last_of(tap, "rename .step.");
     cr_expect_gt(tap_find(tap, "link tokenizer.json", 0), 0);
     cr_expect_lt(tap_find(tap, "link tokenizer.json", 0), into_place, "kept before the old one leaves the name");
-    cr_expect_gt(tap_find(tap, "unlink tokenizer.json", 0), into_place);
+    cr_expect_eq(last_of(tap, "fsync"), into_place + 1, "the root is synced");
+    cr_expect_gt(tap_find(tap, "unlink tokenizer.json", 0), into_place + 1, "before anything of the old one is removed");
     tap_deinit(tap);
 }
 
@@ -300,15 +310,6 @@ Test(write, replacing_nothing_is_a_plain_save)
 }
 
 /* The commit's order ------------------------------------------------------------------------------------------------------ */
-
-static int last_of(const struct tap *tap, const char *text)
-{
-    int at, last = -1;
-
-    for (at = tap_find(tap, text, 0); at >= 0; at = tap_find(tap, text, (unsigned)at + 1))
-        last = at;
-    return last;
-}
 
 Test(write, commit_keeps_its_order)
 {
