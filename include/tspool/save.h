@@ -114,7 +114,7 @@ struct tspool_save_result {
                                  /* stall: how long submit kept the caller */
     uint32_t files;
     uint32_t attempts;
-    uint8_t replayable;          /* the state fits the arena: a dead writer costs nothing but time */
+    uint8_t replayable;          /* the state fits the arena and stays there until DURABLE */
     uint8_t plan_reused;
     uint8_t direct;              /* O_DIRECT was really in force */
     uint8_t registered;          /* buffers were registered with io_uring */

@@ -139,7 +139,7 @@ static void memory_check(struct checkup *checkup)
         snprintf(found, sizeof found, "no limit could be read");
     else
         snprintf(found, sizeof found, "%s may be taken, by %s", human_bytes(room.bytes).bytes, room.limit);
-    snprintf(therefore, sizeof therefore, "an arena without a size of its own gets at most %s; states that fit survive a dead writer",
+    snprintf(therefore, sizeof therefore, "an arena without a size of its own gets at most %s; larger states are staged piece by piece",
              human_bytes(cap).bytes);
     say(checkup, cap < ((uint64_t)256 << 20) ? VERDICT_NOTE : VERDICT_OK, "memory", found, therefore,
         cap < ((uint64_t)256 << 20) ? "raise memory.max of the cgroup, or give arena_bytes" : NULL);
