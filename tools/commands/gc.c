@@ -152,12 +152,12 @@ static void checkpoint_remove(struct collection *collection, const struct ranked
         return;
     }
     removal_end(&look);
+    quiet_wait(collection); /* before: a whole checkpoint in a hidden place could be taken for an interrupted replacement */
     error = unpublish(collection, ranked, hidden);
     if (error < 0) {
         trouble(collection, ranked->name, "cannot be unpublished", -error);
         return;
     }
-    quiet_wait(collection);
     directory_empty(collection, ranked->name, hidden, "removed");
 }
 
