@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <save/spool.h>
 #include <save/structs.h>
+#include <search.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -252,6 +253,9 @@ int tspool_save_rebind(struct tspool_save *save, size_t index, const void *data)
     return error;
 }
 
+/* An optimizer has thousands of small objects: their names are kept in a tree beside the list. */
+static int names_compare(const void *a, const void *b) { return strcmp(a, b); }
+
 static int object_append(struct tspool_save *save, const char *name, const char *kind, const void *bytes, size_t size)
 {
     struct save_object object = { .file_offset = save->object_size, .size = size };
@@ -269,19 +273,16 @@ static int object_append(struct tspool_save *save, const char *name, const char 
         free(object.kind);
         return -ENOMEM;
     }
+    if (!tsearch(object.name, &save->object_names, names_compare)) {
+        free(object.name);
+        free(object.kind);
+        return -ENOMEM;
+    }
     if (size > 0)
         memcpy(save->object_bytes + save->object_size, bytes, size);
     save->object_size = end;
     save->objects[save->object_count++] = object;
     return 0;
-}
-
-static bool object_exists(const struct tspool_save *save, const char *name)
-{
-    for (size_t i = 0; i < save->object_count; i++)
-        if (strcmp(save->objects[i].name, name) == 0)
-            return true;
-    return false;
 }
 
 static bool is_text(const char *text, size_t least, size_t most)
@@ -307,7 +308,7 @@ int tspool_save_add_object(struct tspool_save *save, const char *name, const cha
                            OBJECT_KIND_MAX);
     if (!bytes && size > 0)
         return failure_set(failure, TSPOOL_STAGE_DECLARE, EINVAL, at, "the object has a size but no bytes");
-    if (object_exists(save, name))
+    if (tfind(name, &save->object_names, names_compare))
         return failure_set(failure, TSPOOL_STAGE_DECLARE, EEXIST, at, "an object of that name was added before");
     error = object_append(save, name, kind, bytes, size);
     return error < 0 ? failure_set(failure, TSPOOL_STAGE_DECLARE, -error, at, NULL) : 0;

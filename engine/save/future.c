@@ -10,6 +10,7 @@
 #include <save/spool.h>
 #include <save/stager.h>
 #include <save/structs.h>
+#include <search.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -44,8 +45,11 @@ int save_error(const struct tspool_save *save)
 
 /* Memory ------------------------------------------------------------------------------------------------------------ */
 
+static void name_is_the_objects(void *name) { (void)name; }
+
 void save_destroy(struct tspool_save *save)
 {
+    tdestroy(save->object_names, name_is_the_objects);
     for (size_t i = 0; i < save->object_count; i++) {
         free(save->objects[i].name);
         free(save->objects[i].kind);

@@ -54,6 +54,7 @@ struct tspool_save {
     const void **data;               /* by declared tensor; NULL: as declared */
     struct save_object *objects;
     size_t object_count, object_capacity;
+    void *object_names;              /* tsearch tree of the objects' own names */
     char *object_bytes;              /* the objects file */
     size_t object_size, object_bytes_capacity;
     struct header_pair *metadata;
