@@ -40,7 +40,7 @@ bool child_is_dead(const struct child *child)
 static int status_of(const siginfo_t *info)
 {
     if (info->si_pid == 0)
-        return -1; /* alive */
+        return -1; /* alive, or ECHILD: the application was faster */
     if (info->si_code == CLD_EXITED)
         return (info->si_status & 0xff) << 8;
     return (info->si_status & 0x7f) | (info->si_code == CLD_DUMPED ? 0x80 : 0);
@@ -58,7 +58,7 @@ void child_release(struct child *child, int *status)
     if (child->pidfd >= 0)
         close(child->pidfd);
     *child = (struct child){ -1, -1 };
-    *status = result < 0 ? -1 : status_of(&info); /* ECHILD: the application was faster */
+    *status = status_of(&info);
 }
 
 void child_describe(int status, char *text, size_t size)

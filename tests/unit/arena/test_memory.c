@@ -225,6 +225,7 @@ Test(arena, refuses_with_figures_when_memory_has_no_room)
               strstr(failure.message, "/fake/memory.max"), "%s", failure.message);
     cr_expect_eq(backed_bytes(arena), 0, "refused before the first byte");
     cr_expect_eq(arena_populate(arena, 48 * MIB, NULL), 0);
+    cr_expect_eq(arena_populate(arena, 96 * MIB, NULL), 0, "only what is new needs room");
     arena_destroy(arena);
 }
 

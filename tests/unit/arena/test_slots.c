@@ -4,7 +4,9 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #define MIB (1ull << 20)
@@ -193,12 +195,15 @@ Test(arena, run_takes_the_first_gap_that_is_long_enough)
 Test(arena, run_continues_free_slots_at_the_end_with_new_memory)
 {
     struct arena *arena = arena_of(128 * MIB);
+    struct stat status;
     uint32_t first;
 
     cr_assert_eq(arena_populate(arena, 48 * MIB, NULL), 0);
     take(arena);
     cr_assert_eq(arena_acquire_run(arena, 4, &first, NULL), 0);
     cr_expect_eq(first, 1, "slots 1 and 2 were there, 3 and 4 were added");
+    cr_assert_eq(fstat(arena_fd(arena), &status), 0);
+    cr_expect_eq((uint64_t)status.st_blocks * 512, 80 * MIB, "and no more than these");
     cr_expect_eq(arena_acquire_run(arena, 4, &first, NULL), -EAGAIN, "only 5, 6, 7 are left under the cap");
     arena_destroy(arena);
 }

@@ -58,6 +58,7 @@ Test(spawn, works_when_the_standard_descriptors_are_closed)
     spawned_start(&spawned, NULL);
     cr_expect_str_eq(report_line(&spawned, "fds:"), "fds: 0 1 2 3");
     cr_expect_str_eq(report_line(&spawned, "fd0:"), "fd0: /dev/null");
+    cr_expect_str_eq(report_line(&spawned, "fd2:"), "fd2: /dev/null");
     spawned_end(&spawned);
 }
 
