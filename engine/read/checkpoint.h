@@ -82,17 +82,22 @@ int file_load(struct tspool_checkpoint *checkpoint, struct io *io, struct checkp
               const struct manifest_file *listed, struct tspool_failure *failure);
 void file_deinit(struct checkpoint_file *file, struct io *io);
 /* Takes note of a failure that a tolerant open goes on after: 0 when noted, else `error` again. */
-int finding_note(struct tspool_checkpoint *checkpoint, int error, const char *file, uint64_t size, struct tspool_failure *failure);
+int finding_note(struct tspool_checkpoint *checkpoint, int error, const char *file, uint64_t size,
+                 struct tspool_failure *failure);
 
 /* entries.c */
 int entries_build(struct tspool_checkpoint *checkpoint, struct tspool_failure *failure);
 const struct parsed_tensor *entry_tensor(const struct tspool_checkpoint *checkpoint, size_t index);
 uint64_t entry_file_offset(const struct tspool_checkpoint *checkpoint, size_t index);
 uint64_t entry_bytes(const struct tspool_checkpoint *checkpoint, size_t index);
+/* Its number among the digests of its file's set. */
+uint64_t entry_digest_number(const struct tspool_checkpoint *checkpoint, size_t index);
+/* The first entry of that name among the first `count`, which the table was built of; `count` when there is none. */
+size_t keys_find(const struct tspool_checkpoint *checkpoint, size_t count, const char *name);
 /* The digests of the entry's leaves; NULL when none were recorded (or the tensor is empty). */
 const struct digest *entry_leaves(const struct tspool_checkpoint *checkpoint, size_t index);
 
-/* Gives a caller-sized struct as much of ours as it has room for; keeps its size member. -EINVAL when that is absurd. */
+/* contents.c: gives a caller-sized struct as much of ours as it has room for; keeps its size member. -EINVAL when that is absurd. */
 int give_sized(void *to, const void *from, size_t size);
 
 #endif

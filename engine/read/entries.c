@@ -1,4 +1,4 @@
-/* read/entries.c - what a checkpoint holds, by number and by name; and the accessors of the public API.
+/* read/entries.c - what a checkpoint holds, by number and by name.
  *
  * Stored tensors come in file order, then the names that are tied to one of them. They are found by a table sorted by
  * 64-bit hash: comparing integers sorts a million names in a fifth of the time that comparing strings takes, and no
@@ -40,7 +40,7 @@ uint64_t entry_bytes(const struct tspool_checkpoint *checkpoint, size_t index)
     return tensor->end - tensor->begin;
 }
 
-static uint64_t entry_digest_number(const struct tspool_checkpoint *checkpoint, size_t index)
+uint64_t entry_digest_number(const struct tspool_checkpoint *checkpoint, size_t index)
 {
     const struct entry *entry = &checkpoint->entries[index];
 
@@ -106,8 +106,7 @@ static size_t keys_lower_bound(const struct tspool_checkpoint *checkpoint, size_
     return low;
 }
 
-/* The first entry of that name among the `count` in the table; `count` when there is none. */
-static size_t keys_find(const struct tspool_checkpoint *checkpoint, size_t count, const char *name)
+size_t keys_find(const struct tspool_checkpoint *checkpoint, size_t count, const char *name)
 {
     uint64_t hash = name_hash(name);
 
@@ -134,7 +133,8 @@ static int duplicates_check(const struct tspool_checkpoint *checkpoint, struct t
         if (is_shard(checkpoint, a->entry) && is_shard(checkpoint, b->entry))
             continue;
         return failure_set(failure, TSPOOL_STAGE_READ, EBADMSG,
-                           FAILURE_AT(.operation = "open", .tensor = entry->name, .path = checkpoint->files[entry->file].source.path),
+                           FAILURE_AT(.operation = "open", .tensor = entry->name,
+                                      .path = checkpoint->files[entry->file].source.path),
                            "The same tensor also stands in %s: which one is meant cannot be told.",
                            checkpoint->files[checkpoint->entries[a->entry].file].source.name);
     }
@@ -145,9 +145,11 @@ static int duplicates_check(const struct tspool_checkpoint *checkpoint, struct t
 
 static int entries_reserve(struct tspool_checkpoint *checkpoint, size_t count, struct tspool_failure *failure)
 {
-    if (count >= UINT32_MAX || array_reserve((void **)&checkpoint->entries, &checkpoint->entry_capacity, count, sizeof(struct entry)) < 0)
-        return no_memory(checkpoint, failure);
-    return 0;
+    int error = count < UINT32_MAX ? 0 : -ENOMEM;
+
+    if (error == 0)
+        error = array_reserve((void **)&checkpoint->entries, &checkpoint->entry_capacity, count, sizeof(struct entry));
+    return error < 0 ? no_memory(checkpoint, failure) : 0;
 }
 
 static void file_entries(struct tspool_checkpoint *checkpoint, uint32_t number)
@@ -205,7 +207,8 @@ static int tie_miss(struct tspool_checkpoint *checkpoint, const struct manifest_
 
     if (any_is_broken(checkpoint))
         return 0;
-    error = failure_set(failure, TSPOOL_STAGE_READ, EBADMSG, FAILURE_AT(.operation = "open", .tensor = alias->alias, .path = checkpoint->path),
+    error = failure_set(failure, TSPOOL_STAGE_READ, EBADMSG,
+                        FAILURE_AT(.operation = "open", .tensor = alias->alias, .path = checkpoint->path),
                         "The manifest ties this tensor to %s, which is not stored.", alias->stored);
     return finding_note(checkpoint, error, MANIFEST_NAME, 0, failure);
 }
@@ -232,7 +235,8 @@ static int metadata_add(struct tspool_checkpoint *checkpoint, const struct heade
     for (size_t i = 0; i < checkpoint->metadata_count; i++)
         if (strcmp(checkpoint->metadata[i].key, pair->key) == 0)
             return 0;
-    if (array_reserve((void **)&checkpoint->metadata, &checkpoint->metadata_capacity, checkpoint->metadata_count + 1, sizeof *pair) < 0)
+    if (array_reserve((void **)&checkpoint->metadata, &checkpoint->metadata_capacity, checkpoint->metadata_count + 1,
+                      sizeof *pair) < 0)
         return no_memory(checkpoint, failure);
     checkpoint->metadata[checkpoint->metadata_count++] = *pair;
     return 0;
@@ -242,7 +246,8 @@ static bool is_structure(const char *key) { return strcmp(key, "DCP_SHARDING_INF
 
 /* A pair of a header's __metadata__ is a tie when it maps a name that is not stored to one that is, in the same file
  * (safetensors.torch.save_model writes ties so), and the user's otherwise. */
-static int header_pair_take(struct tspool_checkpoint *checkpoint, uint32_t file, const struct header_pair *pair, struct tspool_failure *failure)
+static int header_pair_take(struct tspool_checkpoint *checkpoint, uint32_t file, const struct header_pair *pair,
+                            struct tspool_failure *failure)
 {
     size_t stored = keys_find(checkpoint, checkpoint->stored_count, pair->value);
 
@@ -304,85 +309,4 @@ int entries_build(struct tspool_checkpoint *checkpoint, struct tspool_failure *f
     if (error == 0)
         global_shapes_give(checkpoint);
     return error == 0 ? duplicates_check(checkpoint, failure) : error;
-}
-
-/* The public accessors ------------------------------------------------------------------------------------------------ */
-
-int give_sized(void *to, const void *from, size_t size)
-{
-    size_t room;
-
-    memcpy(&room, to, sizeof room);
-    if (room < 2 * sizeof room)
-        return -EINVAL;
-    memcpy((char *)to + sizeof room, (const char *)from + sizeof room, min_u64(room, size) - sizeof room);
-    return 0;
-}
-
-size_t tspool_checkpoint_count(const struct tspool_checkpoint *checkpoint)
-{
-    return checkpoint->entry_count;
-}
-
-static void digest_give(const struct tspool_checkpoint *checkpoint, size_t index, struct tspool_tensor_info *info)
-{
-    const struct digest_set *set = checkpoint->files[checkpoint->entries[index].file].digests;
-
-    if (!set)
-        return;
-    info->has_digest = 1;
-    memcpy(info->digest, digests_tensor(&set->parsed, entry_digest_number(checkpoint, index)).bytes, sizeof info->digest);
-}
-
-int tspool_checkpoint_tensor(const struct tspool_checkpoint *checkpoint, size_t index,
-                             struct tspool_tensor_info *info)
-{
-    struct tspool_tensor_info made = TSPOOL_TENSOR_INFO_INIT;
-    const struct parsed_tensor *tensor;
-    const struct entry *entry;
-
-    if (index >= checkpoint->entry_count)
-        return -ENOENT;
-    entry = &checkpoint->entries[index];
-    tensor = entry_tensor(checkpoint, index);
-    made.name = entry->name;
-    made.dtype = tensor->dtype;
-    made.rank = tensor->rank;
-    made.shape = tensor->shape;
-    made.global_shape = entry->global_shape;
-    made.global_offsets = tensor->global_offsets;
-    made.bytes = tensor->end - tensor->begin;
-    made.file = checkpoint->files[entry->file].source.name;
-    made.file_offset = entry_file_offset(checkpoint, index);
-    made.tied_to = entry->stored == index ? NULL : tensor->name;
-    digest_give(checkpoint, index, &made);
-    return give_sized(info, &made, sizeof made);
-}
-
-int tspool_checkpoint_find(const struct tspool_checkpoint *checkpoint, const char *name, size_t *index)
-{
-    size_t found = name ? keys_find(checkpoint, checkpoint->entry_count, name) : checkpoint->entry_count;
-
-    if (found == checkpoint->entry_count)
-        return -ENOENT;
-    *index = found;
-    return 0;
-}
-
-const char *tspool_checkpoint_metadata(const struct tspool_checkpoint *checkpoint, const char *key)
-{
-    for (size_t i = 0; i < checkpoint->metadata_count; i++)
-        if (strcmp(checkpoint->metadata[i].key, key) == 0)
-            return checkpoint->metadata[i].value;
-    return NULL;
-}
-
-int tspool_checkpoint_metadata_at(const struct tspool_checkpoint *checkpoint, size_t number, const char **key,
-                                  const char **value)
-{
-    if (number >= checkpoint->metadata_count)
-        return -ENOENT;
-    *key = checkpoint->metadata[number].key;
-    *value = checkpoint->metadata[number].value;
-    return 0;
 }

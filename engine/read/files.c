@@ -4,6 +4,7 @@
  * manifest recorded one, and only then is it parsed.
  */
 #include <base/array.h>
+#include <base/checked.h>
 #include <base/failure.h>
 #include <errno.h>
 #include <read/checkpoint.h>
@@ -32,8 +33,8 @@ static int damaged(const struct checkpoint_file *file, uint64_t file_offset, con
 static int listed_size_check(const struct checkpoint_file *file, struct tspool_failure *failure)
 {
     const struct manifest_file *listed = file->listed;
-    uint64_t size = file->source.size;
-    struct failure_at at = { .operation = "open", .path = file->source.path, .file_offset = size < listed->size ? size : listed->size };
+    uint64_t size = file->source.size, agreed = min_u64(size, listed->size);
+    struct failure_at at = { .operation = "open", .path = file->source.path, .file_offset = agreed };
 
     if (size == listed->size)
         return 0;
@@ -42,7 +43,8 @@ static int listed_size_check(const struct checkpoint_file *file, struct tspool_f
 }
 
 /* `front` is the length and the JSON, `size` bytes. */
-static int header_check_digest(const struct checkpoint_file *file, const void *front, uint64_t size, struct tspool_failure *failure)
+static int header_check_digest(const struct checkpoint_file *file, const void *front, uint64_t size,
+                               struct tspool_failure *failure)
 {
     if (!file->listed)
         return 0;
@@ -130,7 +132,8 @@ int finding_note(struct tspool_checkpoint *checkpoint, int error, const char *fi
     finding.file = strdup(file);
     finding.reason = strdup(failure->cause);
     if (!finding.file || !finding.reason ||
-        array_reserve((void **)&checkpoint->findings, &checkpoint->finding_capacity, checkpoint->finding_count + 1, sizeof finding) < 0) {
+        array_reserve((void **)&checkpoint->findings, &checkpoint->finding_capacity, checkpoint->finding_count + 1,
+                      sizeof finding) < 0) {
         free(finding.file);
         free(finding.reason);
         return failure_set(failure, TSPOOL_STAGE_READ, ENOMEM, FAILURE_AT(.operation = "open", .path = checkpoint->path), NULL);

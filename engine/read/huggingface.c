@@ -36,7 +36,8 @@ static int shard_load(struct tspool_checkpoint *checkpoint, struct io *io, struc
 
 /* With an index ----------------------------------------------------------------------------------------------------- */
 
-static int index_load(struct tspool_checkpoint *checkpoint, struct io *io, struct parsed_index *index, struct tspool_failure *failure)
+static int index_load(struct tspool_checkpoint *checkpoint, struct io *io, struct parsed_index *index,
+                      struct tspool_failure *failure)
 {
     struct source source = { .handle = -1 };
     char *shown = path_join(checkpoint->path, INDEX_NAME);

@@ -32,7 +32,8 @@ int reader_io_create(enum tspool_io kind, const struct io_settings *settings, st
 
 void lane_init(struct lane *lane, struct io *borrowed, enum tspool_io kind, unsigned depth, unsigned hash_threads)
 {
-    *lane = (struct lane){ .io = borrowed, .borrowed = borrowed != NULL, .kind = kind, .depth = depth, .hash_threads = hash_threads };
+    *lane = (struct lane){ .io = borrowed, .borrowed = borrowed != NULL, .kind = kind, .depth = depth,
+                           .hash_threads = hash_threads };
     pthread_mutex_init(&lane->mutex, NULL);
     if (borrowed)
         snprintf(lane->backend, sizeof lane->backend, "%s", borrowed->backend);

@@ -257,7 +257,8 @@ int latest_on(struct io *io, const char *root, char **path, struct tspool_failur
 
 int tspool_latest(const char *root, char **path, struct tspool_failure *failure)
 {
-    struct io_settings settings = { .depth = 1, .verb_threads = 1, .compute_threads = 1, .transfer_threads = 1, .thread_name = "tspool-r" };
+    struct io_settings settings = { .depth = 1, .verb_threads = 1, .compute_threads = 1, .transfer_threads = 1,
+                                    .thread_name = "tspool-r" };
     struct io *io = NULL;
     int error = reader_io_create(TSPOOL_IO_THREADS, &settings, &io, failure);
 

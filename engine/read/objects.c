@@ -7,7 +7,8 @@
 
 size_t tspool_checkpoint_object_count(const struct tspool_checkpoint *checkpoint) { return checkpoint->manifest.object_count; }
 
-int tspool_checkpoint_object(const struct tspool_checkpoint *checkpoint, size_t number, const char **name, const char **kind, uint64_t *size)
+int tspool_checkpoint_object(const struct tspool_checkpoint *checkpoint, size_t number, const char **name, const char **kind,
+                             uint64_t *size)
 {
     const struct manifest_object *object = &checkpoint->manifest.objects[number];
 
@@ -27,13 +28,16 @@ static const struct manifest_object *object_find(const struct tspool_checkpoint 
     return NULL;
 }
 
-static int object_check(const struct source *source, const struct manifest_object *object, const void *bytes, struct tspool_failure *failure)
+static int object_check(const struct source *source, const struct manifest_object *object, const void *bytes,
+                        struct tspool_failure *failure)
 {
-    struct failure_at at = { .operation = "verify", .tensor = object->name, .path = source->path, .file_offset = object->file_offset };
+    struct failure_at at = { .operation = "verify", .tensor = object->name, .path = source->path,
+                             .file_offset = object->file_offset };
 
     if (digest_equal(hash_bytes(bytes, object->size), object->digest))
         return 0;
-    return failure_set(failure, TSPOOL_STAGE_VERIFY, EBADMSG, at, "The %llu bytes of this object do not match its digest: damaged.",
+    return failure_set(failure, TSPOOL_STAGE_VERIFY, EBADMSG, at,
+                       "The %llu bytes of this object do not match its digest: damaged.",
                        (unsigned long long)object->size);
 }
 
@@ -66,7 +70,8 @@ int tspool_checkpoint_object_read(struct tspool_checkpoint *checkpoint, const ch
     int error;
 
     if (!object)
-        return failure_set(failure, TSPOOL_STAGE_READ, ENOENT, FAILURE_AT(.operation = "read", .tensor = name, .path = checkpoint->path),
+        return failure_set(failure, TSPOOL_STAGE_READ, ENOENT,
+                           FAILURE_AT(.operation = "read", .tensor = name, .path = checkpoint->path),
                            "No object of that name is in the checkpoint.");
     error = lane_enter(&checkpoint->lane, failure);
     if (error < 0)

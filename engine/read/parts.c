@@ -48,7 +48,8 @@ int request_slice(const struct run *run, size_t number, struct slice *slice, str
         : slice_init(slice, tensor->dtype, tensor->rank, tensor->shape, request->start, request->extent, &reason);
     if (error == 0)
         return 0;
-    return failure_set(failure, TSPOOL_STAGE_READ, EINVAL, FAILURE_AT(.operation = "read", .tensor = tensor->name, .path = checkpoint->path),
+    return failure_set(failure, TSPOOL_STAGE_READ, EINVAL,
+                       FAILURE_AT(.operation = "read", .tensor = tensor->name, .path = checkpoint->path),
                        "Request %zu: %s.", number, reason);
 }
 
@@ -79,7 +80,8 @@ int requests_sort(const struct run *run, struct sorted_request **sorted, struct 
             free(made);
             return error;
         }
-        made[i] = (struct sorted_request){ entry_file_offset(checkpoint, tensor) + slice.base, checkpoint->entries[tensor].file, (uint32_t)i };
+        made[i] = (struct sorted_request){ entry_file_offset(checkpoint, tensor) + slice.base, checkpoint->entries[tensor].file,
+                                           (uint32_t)i };
     }
     qsort(made, run->count, sizeof *made, sorted_compare);
     *sorted = made;
@@ -90,11 +92,12 @@ int requests_sort(const struct run *run, struct sorted_request **sorted, struct 
 static uint8_t *part_place(const struct part_stream *stream, const struct part *part, const struct slice_run *run)
 {
     const struct tspool_read_request *request = run_request(stream->run, part->request);
+    const struct source *source = &stream->file->source;
     uint8_t *place = (uint8_t *)request->data + run->data_offset;
 
     if (stream->run->discard || run->begin != part->begin || run->end < part->end || part->end - part->begin < PLACED_MIN_BYTES)
         return NULL;
-    if (!is_aligned(part->file_begin, stream->file->source.offset_align) || !is_aligned((uintptr_t)place, stream->file->source.memory_align))
+    if (!is_aligned(part->file_begin, source->offset_align) || !is_aligned((uintptr_t)place, source->memory_align))
         return NULL;
     return place;
 }

@@ -4,9 +4,11 @@
 #include <read/reader.h>
 #include <stddef.h>
 
-static int request_refuse(const struct run *run, size_t number, const char *tensor, const char *cause, struct tspool_failure *failure)
+static int request_refuse(const struct run *run, size_t number, const char *tensor, const char *cause,
+                          struct tspool_failure *failure)
 {
-    return failure_set(failure, TSPOOL_STAGE_READ, EINVAL, FAILURE_AT(.operation = "read", .tensor = tensor, .path = run->checkpoint->path),
+    return failure_set(failure, TSPOOL_STAGE_READ, EINVAL,
+                       FAILURE_AT(.operation = "read", .tensor = tensor, .path = run->checkpoint->path),
                        "Request %zu: %s", number, cause);
 }
 
@@ -26,7 +28,8 @@ static int request_check(const struct run *run, size_t number, struct tspool_fai
     if (error < 0)
         return error;
     if (request->bytes != slice.bytes)
-        return failure_set(failure, TSPOOL_STAGE_READ, EINVAL, FAILURE_AT(.operation = "read", .tensor = name, .path = run->checkpoint->path),
+        return failure_set(failure, TSPOOL_STAGE_READ, EINVAL,
+                           FAILURE_AT(.operation = "read", .tensor = name, .path = run->checkpoint->path),
                            "Request %zu: it takes %llu bytes, but there is room for %llu.", number,
                            (unsigned long long)slice.bytes, (unsigned long long)request->bytes);
     if (!request->data && slice.bytes)

@@ -60,7 +60,8 @@ static int slice_whole(struct slice *slice, uint32_t rank, const uint64_t *shape
 }
 
 /* Adds the loops around the run; false when one of them steps by a fraction of a byte. */
-static bool loops_add(struct slice *slice, uint32_t inner, uint32_t rank, const uint64_t *shape, const uint64_t *extent, unsigned bits)
+static bool loops_add(struct slice *slice, uint32_t inner, uint32_t rank, const uint64_t *shape, const uint64_t *extent,
+                      unsigned bits)
 {
     for (uint32_t d = 0; d < inner; d++) {
         uint64_t stride = stride_bits(shape, rank, d, bits);

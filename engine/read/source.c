@@ -61,7 +61,8 @@ char *path_join(const char *directory, const char *name)
     return path;
 }
 
-static int refuse(const struct source *source, const char *operation, int error, const char *cause, struct tspool_failure *failure)
+static int refuse(const struct source *source, const char *operation, int error, const char *cause,
+                  struct tspool_failure *failure)
 {
     struct failure_at at = FAILURE_AT(.operation = operation, .path = source->path);
 

@@ -19,7 +19,8 @@ static int text_refuse(int error, const char *path, const char *reason, struct t
     struct failure_at at = FAILURE_AT(.operation = "open", .path = path);
 
     if (error == -EPROTO)
-        return failure_set(failure, TSPOOL_STAGE_READ, EPROTO, at, "It was written by a newer tspool (%s): update to read it.", reason);
+        return failure_set(failure, TSPOOL_STAGE_READ, EPROTO, at, "It was written by a newer tspool (%s): update to read it.",
+                           reason);
     if (error == -EBADMSG)
         return failure_set(failure, TSPOOL_STAGE_READ, EBADMSG, at, "%s", reason);
     return failure_set(failure, TSPOOL_STAGE_READ, -error, at, NULL);
@@ -105,7 +106,8 @@ static int digests_take(struct io *io, const struct source *source, const struct
     if (error < 0)
         return error;
     if (!digest_equal(hash_bytes(set->bytes, source->size), listed->digest))
-        return text_refuse(-EBADMSG, source->path, "The digests file does not match its digest in the manifest: damaged.", failure);
+        return text_refuse(-EBADMSG, source->path, "The digests file does not match its digest in the manifest: damaged.",
+                           failure);
     error = digests_parse(set->bytes, source->size, &set->parsed, &reason);
     if (error < 0)
         return text_refuse(error, source->path, reason, failure);
@@ -136,7 +138,8 @@ static bool file_uses(const struct checkpoint_file *file, const struct digest_se
     return file->listed->kind == MANIFEST_SAFETENSORS && file->listed->rank == set->rank;
 }
 
-static int digests_disagree(const struct tspool_checkpoint *checkpoint, const struct checkpoint_file *file, struct tspool_failure *failure)
+static int digests_disagree(const struct tspool_checkpoint *checkpoint, const struct checkpoint_file *file,
+                            struct tspool_failure *failure)
 {
     return failure_set(failure, TSPOOL_STAGE_READ, EBADMSG, FAILURE_AT(.operation = "open", .path = file->source.path),
                        "The digests file of %s does not describe the tensors in this file.", checkpoint->path);
@@ -210,7 +213,8 @@ static int digest_sets_load(struct tspool_checkpoint *checkpoint, struct io *io,
 
         error = digest_set_load(checkpoint, io, &manifest->digests[i], set, failure);
         if (error == 0 && set->loaded)
-            error = finding_note(checkpoint, digests_spread(checkpoint, set, failure), manifest->digests[i].name, set->parsed.tensor_count, failure);
+            error = finding_note(checkpoint, digests_spread(checkpoint, set, failure), manifest->digests[i].name,
+                                 set->parsed.tensor_count, failure);
     }
     return error;
 }

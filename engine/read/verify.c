@@ -55,7 +55,8 @@ static int find(struct verification *verification, const struct tspool_damage *d
 }
 
 /* A file that could not be read as its description says. */
-static int find_file(struct verification *verification, const char *file, uint64_t size, int error, const struct tspool_failure *failure)
+static int find_file(struct verification *verification, const char *file, uint64_t size, int error,
+                     const struct tspool_failure *failure)
 {
     uint64_t offset = failure->file_offset == TSPOOL_NO_OFFSET ? 0 : failure->file_offset;
     struct tspool_damage damage = { .kind = error == -ENOENT ? TSPOOL_DAMAGE_MISSING : TSPOOL_DAMAGE_FILE, .file = file,
@@ -116,7 +117,8 @@ static int headers_verify(struct verification *verification)
 
         if (file->broken || !file->listed)
             continue;
-        error = range_check(verification, &file->source, 0, file->listed->header_size, file->listed->digest, "The header", &failure);
+        error = range_check(verification, &file->source, 0, file->listed->header_size, file->listed->digest, "The header",
+                            &failure);
         progress(verification, file->listed->header_size);
         if (error < 0)
             answer = find_file(verification, file->source.name, file->listed->header_size, error, &failure);
@@ -125,7 +127,8 @@ static int headers_verify(struct verification *verification)
 }
 
 /* A listed file that is not a shard: its size, and its bytes where a digest covers the whole of it. */
-static int listed_check(struct verification *verification, const char *name, uint64_t size, uint64_t covered, struct digest digest,
+static int listed_check(struct verification *verification, const char *name, uint64_t size, uint64_t covered,
+                        struct digest digest,
                         struct tspool_failure *failure)
 {
     struct tspool_checkpoint *checkpoint = verification->checkpoint;
@@ -135,7 +138,8 @@ static int listed_check(struct verification *verification, const char *name, uin
 
     if (error == 0 && source.size != size)
         error = failure_set(failure, TSPOOL_STAGE_VERIFY, EBADMSG, FAILURE_AT(.operation = "verify", .path = source.path),
-                            "The file has %llu bytes, the manifest says %llu.", (unsigned long long)source.size, (unsigned long long)size);
+                            "The file has %llu bytes, the manifest says %llu.", (unsigned long long)source.size,
+                                (unsigned long long)size);
     if (error == 0 && covered)
         error = range_check(verification, &source, 0, covered, digest, "The file", failure);
     source_close(verification->io, &source);
@@ -180,7 +184,8 @@ static int object_verify(struct verification *verification, const struct manifes
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;
     char *path = path_join(checkpoint->path, object->file);
     struct source source = { .handle = -1 };
-    int error = source_open(verification->io, checkpoint->directory, object->file, path ? path : object->file, true, &source, &failure);
+    int error = source_open(verification->io, checkpoint->directory, object->file, path ? path : object->file, true, &source,
+                            &failure);
     bool is_open = error == 0;
 
     if (is_open)
@@ -227,7 +232,8 @@ static int tensor_damage(void *context, const struct run_damage *damage)
 static int batch_verify(struct verification *verification, struct tspool_read_request *requests, size_t first, size_t count)
 {
     struct tspool_checkpoint *checkpoint = verification->checkpoint;
-    struct run run = { .checkpoint = checkpoint, .requests = requests, .count = count, .stride = sizeof *requests, .verified = true,
+    struct run run = { .checkpoint = checkpoint, .requests = requests, .count = count, .stride = sizeof *requests,
+                       .verified = true,
                        .discard = true, .context = verification, .on_damage = tensor_damage, .on_bytes = progress };
 
     for (size_t i = 0; i < count; i++) {
@@ -258,7 +264,8 @@ static int tensors_verify(struct verification *verification)
 
 /* The folder ------------------------------------------------------------------------------------------------------------------ */
 
-static int name_compare(const void *left, const void *right) { return strcmp(*(const char *const *)left, *(const char *const *)right); }
+static int name_compare(const void *left, const void *right) { return strcmp(*(const char *const *)left,
+                                                                             *(const char *const *)right); }
 
 /* The manifest's file names, sorted; NULL: no memory. */
 static const char **listed_names(const struct manifest *manifest, size_t *count)
@@ -323,7 +330,8 @@ static uint64_t bytes_total(const struct tspool_checkpoint *checkpoint)
 
     for (uint32_t i = 0; i < checkpoint->file_count; i++)
         if (!checkpoint->files[i].broken)
-            total += checkpoint->files[i].header.data_bytes + (checkpoint->files[i].listed ? checkpoint->files[i].listed->header_size : 0);
+            total += checkpoint->files[i].header.data_bytes + (checkpoint->files[i].listed
+                                                               ? checkpoint->files[i].listed->header_size : 0);
     for (size_t i = 0; i < manifest->file_count; i++)
         total += manifest->files[i].kind == MANIFEST_SAFETENSORS ? 0 : manifest->files[i].header_size;
     for (size_t i = 0; i < manifest->digests_count; i++)
@@ -366,7 +374,8 @@ static int verdict(struct verification *verification, int answer)
                            .path = verification->checkpoint->path), "The caller stopped it.");
     if (!has_digests(verification->checkpoint))
         return failure_set(verification->failure, TSPOOL_STAGE_VERIFY, ENODATA, FAILURE_AT(.operation = "verify",
-                           .path = verification->checkpoint->path), "No digests were recorded: only headers and sizes could be checked.");
+                           .path = verification->checkpoint->path),
+                               "No digests were recorded: only headers and sizes could be checked.");
     return 0;
 }
 
@@ -375,7 +384,8 @@ int tspool_checkpoint_verify(struct tspool_checkpoint *checkpoint, tspool_on_dam
 {
     struct tspool_failure own = TSPOOL_FAILURE_INIT;
     struct verification verification = { .checkpoint = checkpoint, .on_damage = on_damage, .on_progress = on_progress,
-                                         .context = context, .total = bytes_total(checkpoint), .failure = failure ? failure : &own,
+                                         .context = context, .total = bytes_total(checkpoint), .failure = failure ? failure
+                                             : &own,
                                          .report = TSPOOL_VERIFY_REPORT_INIT };
     int error = lane_enter(&checkpoint->lane, verification.failure);
 
