@@ -109,7 +109,8 @@ static void set_aside(struct task *task, int64_t result)
     job_task_end(task);
 }
 
-/* For a moment nothing has the name: whoever opens next repairs a crash just then. */
+/* For a moment nothing has the name: whoever opens next repairs a crash just then, from the new one's hidden name, which was
+ * synced before: a file system that does not keep the order of renames could else lose it and keep this one. */
 void commit_aside(struct job *job)
 {
     uint8_t id[16];

@@ -38,6 +38,7 @@ static const struct { void (*enter)(struct job *job); enum tspool_stage stage; }
     [JOB_UNCOVER] = { commit_uncover, TSPOOL_STAGE_SYNC },
     [JOB_SYNC_DIRECTORY] = { commit_sync_directory, TSPOOL_STAGE_SYNC },
     [JOB_RENAME] = { commit_rename, TSPOOL_STAGE_PUBLISH },
+    [JOB_SYNC_HIDDEN] = { commit_sync_root, TSPOOL_STAGE_PUBLISH },
     [JOB_ASIDE] = { commit_aside, TSPOOL_STAGE_PUBLISH },
     [JOB_RENAME_IN] = { commit_rename_in, TSPOOL_STAGE_PUBLISH },
     [JOB_RENAME_BACK] = { commit_rename_back, TSPOOL_STAGE_PUBLISH },
@@ -68,7 +69,7 @@ static enum job_state state_after(const struct job *job)
     case JOB_KEEP_OPEN:
         return replaced->handle >= 0 ? JOB_KEEP_LIST : JOB_UNCOVER;
     case JOB_RENAME:
-        return replaced->handle >= 0 && !replaced->exchanged ? JOB_ASIDE : JOB_SYNC_ROOT;
+        return replaced->handle >= 0 && !replaced->exchanged ? JOB_SYNC_HIDDEN : JOB_SYNC_ROOT;
     case JOB_RENAME_IN:
         return JOB_SYNC_ROOT;
     case JOB_RETIRE_LIST:

@@ -38,7 +38,8 @@ enum job_state {
     JOB_UNCOVER,        /* ".partial" is dropped, the part record unlinked; its ops */
     JOB_SYNC_DIRECTORY, /* the hidden directory is synced; its ops */
     JOB_RENAME,         /* onto the name: plain, or in exchange with the old one; its ops */
-    JOB_ASIDE,          /* where exchange is refused: the old one goes aside; its ops */
+    JOB_SYNC_HIDDEN,    /* where exchange is refused: the new one's hidden name is made durable; its ops */
+    JOB_ASIDE,          /* then the old one goes aside; its ops */
     JOB_RENAME_IN,      /* and the new one in; its ops */
     JOB_RENAME_BACK,    /* or the old one back, when that failed; its ops */
     JOB_SYNC_ROOT,      /* the rename is made durable; its ops, then DURABLE and PUBLISHED are sent */
