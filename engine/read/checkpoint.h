@@ -97,7 +97,8 @@ size_t keys_find(const struct tspool_checkpoint *checkpoint, size_t count, const
 /* The digests of the entry's leaves; NULL when none were recorded (or the tensor is empty). */
 const struct digest *entry_leaves(const struct tspool_checkpoint *checkpoint, size_t index);
 
-/* contents.c: gives a caller-sized struct as much of ours as it has room for; keeps its size member. -EINVAL when that is absurd. */
+/* contents.c: gives a caller-sized struct as much of ours as it has room for; keeps its size member. -EINVAL when
+ * that is absurd. */
 int give_sized(void *to, const void *from, size_t size);
 
 #endif

@@ -56,7 +56,7 @@ const struct digest *entry_leaves(const struct tspool_checkpoint *checkpoint, si
     return &set->parsed.leaves[set->parsed.first_leaf[entry_digest_number(checkpoint, index)]];
 }
 
-/* Names ------------------------------------------------------------------------------------------------------------- */
+/* Names -------------------------------------------------------------------------------------------------------------- */
 
 static uint64_t name_hash(const char *name)
 {
@@ -141,7 +141,7 @@ static int duplicates_check(const struct tspool_checkpoint *checkpoint, struct t
     return 0;
 }
 
-/* Stored tensors ---------------------------------------------------------------------------------------------------- */
+/* Stored tensors ----------------------------------------------------------------------------------------------------- */
 
 static int entries_reserve(struct tspool_checkpoint *checkpoint, size_t count, struct tspool_failure *failure)
 {
@@ -179,7 +179,7 @@ static int stored_build(struct tspool_checkpoint *checkpoint, struct tspool_fail
     return error;
 }
 
-/* Ties and metadata ------------------------------------------------------------------------------------------------- */
+/* Ties and metadata -------------------------------------------------------------------------------------------------- */
 
 static int tie_add(struct tspool_checkpoint *checkpoint, const char *alias, size_t stored, struct tspool_failure *failure)
 {

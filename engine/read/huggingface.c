@@ -34,7 +34,7 @@ static int shard_load(struct tspool_checkpoint *checkpoint, struct io *io, struc
     return finding_note(checkpoint, error, name, file->source.size, failure);
 }
 
-/* With an index ----------------------------------------------------------------------------------------------------- */
+/* With an index ------------------------------------------------------------------------------------------------------ */
 
 static int index_load(struct tspool_checkpoint *checkpoint, struct io *io, struct parsed_index *index,
                       struct tspool_failure *failure)
@@ -148,7 +148,7 @@ static int indexed_load(struct tspool_checkpoint *checkpoint, struct io *io, str
     return error;
 }
 
-/* Without one --------------------------------------------------------------------------------------------------------- */
+/* Without one -------------------------------------------------------------------------------------------------------- */
 
 static bool is_shard_name(const char *name)
 {

@@ -147,7 +147,7 @@ int part_next(struct part_stream *stream, struct part *part, uint32_t *ended)
     return 1;
 }
 
-/* On compute threads --------------------------------------------------------------------------------------------------- */
+/* On compute threads ------------------------------------------------------------------------------------------------- */
 
 static bool part_is_damaged(const struct run *run, const struct part *part, const uint8_t *bytes)
 {

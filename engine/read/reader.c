@@ -26,7 +26,7 @@ struct reader {
     int error;
 };
 
-/* Failures ------------------------------------------------------------------------------------------------------------- */
+/* Failures ----------------------------------------------------------------------------------------------------------- */
 
 static void reader_fail(struct reader *reader, int error)
 {
@@ -85,7 +85,7 @@ static void damage_report(struct reader *reader, const struct job *job, const st
         reader_fail(reader, job->error ? record_read_error(reader, job, &damage) : record_damage(reader, job, &damage));
 }
 
-/* Giving out reads ------------------------------------------------------------------------------------------------------- */
+/* Giving out reads --------------------------------------------------------------------------------------------------- */
 
 static struct job *job_free(struct reader *reader)
 {
@@ -148,7 +148,7 @@ static void reader_fill(struct reader *reader)
     }
 }
 
-/* Taking completions ----------------------------------------------------------------------------------------------------- */
+/* Taking completions ------------------------------------------------------------------------------------------------- */
 
 static void job_finish(struct reader *reader, struct job *job)
 {
@@ -246,7 +246,7 @@ static void reader_take(struct reader *reader, const struct completion *completi
         job_finish(reader, completion->op->owner);
 }
 
-/* The run ---------------------------------------------------------------------------------------------------------------- */
+/* The run ------------------------------------------------------------------------------------------------------------ */
 
 static void reader_loop(struct reader *reader)
 {

@@ -58,7 +58,7 @@ int manifest_load(struct io *io, int directory, const char *path, struct manifes
     return error;
 }
 
-/* Shard files ----------------------------------------------------------------------------------------------------- */
+/* Shard files -------------------------------------------------------------------------------------------------------- */
 
 static size_t shard_count(const struct manifest *manifest)
 {
@@ -92,7 +92,7 @@ static int shards_load(struct tspool_checkpoint *checkpoint, struct io *io, stru
     return error;
 }
 
-/* Digests --------------------------------------------------------------------------------------------------------- */
+/* Digests ------------------------------------------------------------------------------------------------------------ */
 
 static int digests_take(struct io *io, const struct source *source, const struct manifest_digests *listed, struct digest_set *set,
                         struct tspool_failure *failure)

@@ -27,7 +27,7 @@ struct verification {
     bool recorded;                       /* the first damage is in *failure */
 };
 
-/* Findings --------------------------------------------------------------------------------------------------------------- */
+/* Findings ----------------------------------------------------------------------------------------------------------- */
 
 static void damage_record(struct verification *verification, const struct tspool_damage *damage)
 {
@@ -90,7 +90,7 @@ static void progress(void *context, uint64_t bytes)
         verification->on_progress(verification->context, min_u64(verification->done, verification->total), verification->total);
 }
 
-/* Headers and other whole files -------------------------------------------------------------------------------------------- */
+/* Headers and other whole files -------------------------------------------------------------------------------------- */
 
 static int range_check(struct verification *verification, const struct source *source, uint64_t offset, uint64_t size,
                        struct digest digest, const char *what, struct tspool_failure *failure)
@@ -209,7 +209,7 @@ static int objects_verify(struct verification *verification)
     return answer;
 }
 
-/* Tensors -------------------------------------------------------------------------------------------------------------------- */
+/* Tensors ------------------------------------------------------------------------------------------------------------ */
 
 static int tensor_damage(void *context, const struct run_damage *damage)
 {
@@ -262,7 +262,7 @@ static int tensors_verify(struct verification *verification)
     return error;
 }
 
-/* The folder ------------------------------------------------------------------------------------------------------------------ */
+/* The folder --------------------------------------------------------------------------------------------------------- */
 
 static int name_compare(const void *left, const void *right) { return strcmp(*(const char *const *)left,
                                                                              *(const char *const *)right); }
@@ -321,7 +321,7 @@ static int foreign_find(struct verification *verification)
     return error;
 }
 
-/* The whole -------------------------------------------------------------------------------------------------------------------- */
+/* The whole ---------------------------------------------------------------------------------------------------------- */
 
 static uint64_t bytes_total(const struct tspool_checkpoint *checkpoint)
 {

@@ -83,7 +83,8 @@ def stored(path):
     raw = open(path, "rb").read()
     length, = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8:8 + length])
-    return {name: (entry["dtype"], entry["shape"], raw[8 + length + entry["data_offsets"][0]:8 + length + entry["data_offsets"][1]])
+    data = raw[8 + length:]
+    return {name: (entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])])
             for name, entry in header.items() if name != "__metadata__"}
 
 
@@ -120,8 +121,9 @@ def help_goes_to_stdout_and_wrong_usage_to_stderr_with_2(root):
         assert max(map(len, text.splitlines())) <= 120
         wrong = tspool(command, "--no-such-option")
         assert wrong.returncode == 2 and not wrong.stdout and "--no-such-option" in wrong.stderr
-    for wrong in (tspool(), tspool("frobnicate"), tspool("copy", "only-one"), tspool("ls"), tspool("diff", "one"), tspool("gc", root),
-                  tspool("gc", root, "--keep", "0"), tspool("gc", root, "--keep", "x"), tspool("copy", "--io", "magic", "a", "b")):
+    for wrong in (tspool(), tspool("frobnicate"), tspool("copy", "only-one"), tspool("ls"), tspool("diff", "one"),
+                  tspool("gc", root), tspool("gc", root, "--keep", "0"), tspool("gc", root, "--keep", "x"),
+                  tspool("copy", "--io", "magic", "a", "b")):
         assert wrong.returncode == 2 and wrong.stderr and not wrong.stdout, wrong
 
 
@@ -227,8 +229,8 @@ def started(root, *arguments, size=200_000_000):
     with open(source, "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + size)
-    process = subprocess.Popen([TSPOOL, "copy", "--json", "--arena", "64M", "--rate", "4M", "--writer", WRITER, *arguments, source, f"{root}/runs/slow"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([TSPOOL, "copy", "--json", "--arena", "64M", "--rate", "4M", "--writer", WRITER,
+                                *arguments, source, f"{root}/runs/slow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     planned = json.loads(process.stdout.readline())
     assert planned["event"] == "planned", planned
     return process, planned["writer_pid"]
@@ -300,7 +302,7 @@ def verify_names_tensor_file_and_range(root):
     os.unlink(f"{path}/tspool.digests")
     os.unlink(f"{path}/model.safetensors")
     run = tspool("verify", "-q", path)
-    assert run.returncode == 1 and "model.safetensors: missing" in run.stderr and "tspool.digests: missing" in run.stderr, run.stderr
+    assert run.returncode == 1 and run.stderr.count(": missing\n") == 2, run.stderr
 
 
 @test
@@ -315,10 +317,12 @@ def verify_of_what_has_no_digests_says_so(root):
 
 @test
 def diff_tells_added_removed_and_changed(root):
-    a = checkpoint(root, "a", 1, [tensor("same", "F32", [9]), tensor("gone", "U8", [3]), tensor("other", "U8", [4]), tensor("shape", "U8", [4])])
-    b = checkpoint(root, "b", 2, [tensor("same", "F32", [9]), tensor("new", "U8", [3]), tensor("other", "U8", [4], seed=1), tensor("shape", "U8", [2, 2])])
+    same = tensor("same", "F32", [9])
+    a = checkpoint(root, "a", 1, [same, tensor("gone", "U8", [3]), tensor("other", "U8", [4]), tensor("shape", "U8", [4])])
+    b = checkpoint(root, "b", 2, [same, tensor("new", "U8", [3]), tensor("other", "U8", [4], 1), tensor("shape", "U8", [2, 2])])
     rows = done(tspool("diff", a, b)).splitlines()
-    assert sorted(row[:8] + row.split()[2] for row in rows[:-1]) == ["+ tensornew", "- tensorgone", "~ metadastep", "~ tensorother", "~ tensorshape"], rows
+    assert sorted(" ".join(row.split()[:3]) for row in rows[:-1]) == \
+        ["+ tensor new", "- tensor gone", "~ metadata step", "~ tensor other", "~ tensor shape"], rows
     assert rows[-1] == "1 added, 1 removed, 3 changed, 1 tensors the same"
     assert tspool("diff", "--exit-code", "-q", a, b).returncode == 1
     assert tspool("diff", "--exit-code", a, a).returncode == 0
@@ -377,7 +381,7 @@ def gc_keeps_the_newest_and_sweeps_the_dead_only(root):
     run = tspool("gc", f"{root}/runs", "--keep", 2)
     assert run.returncode == 0 and "notes.txt" in run.stderr, run
     assert not os.path.exists(dead) and not os.path.exists(bare) and os.path.exists(alive), "dead ones go, the live one stays"
-    assert visible(root) == sorted([os.path.basename(alive), os.path.basename(young), os.path.basename(foreign), ".git", "logs", "s2", "s3"])
+    assert set(visible(root)) == {os.path.basename(path) for path in (alive, young, foreign)} | {".git", "logs", "s2", "s3"}
     done(tspool("verify", f"{root}/runs/s2", f"{root}/runs/s3"))
 
 

@@ -74,7 +74,7 @@ int fail_with(const char *command, const struct tspool_failure *failure)
     return EXIT_FAILED;
 }
 
-/* Quantities ------------------------------------------------------------------------------------------------------- */
+/* Quantities --------------------------------------------------------------------------------------------------------- */
 
 struct text human_bytes(uint64_t bytes)
 {
@@ -87,7 +87,8 @@ struct text human_bytes(uint64_t bytes)
         value /= 1024;
         unit++;
     }
-    snprintf(text.bytes, sizeof text.bytes, unit == 0 ? "%.0f %s" : value < 9.995 ? "%.2f %s" : value < 99.95 ? "%.1f %s" : "%.0f %s",
+    snprintf(text.bytes, sizeof text.bytes, unit == 0 ? "%.0f %s" : value < 9.995 ? "%.2f %s" : value < 99.95 ? "%.1f %s"
+             : "%.0f %s",
              value, units[unit]);
     return text;
 }
@@ -155,7 +156,7 @@ uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-/* Progress --------------------------------------------------------------------------------------------------------- */
+/* Progress ----------------------------------------------------------------------------------------------------------- */
 
 void progress_init(struct progress *progress, bool wanted)
 {
@@ -182,7 +183,7 @@ void progress_clear(struct progress *progress)
     progress->shown = false;
 }
 
-/* Interrupts ------------------------------------------------------------------------------------------------------- */
+/* Interrupts --------------------------------------------------------------------------------------------------------- */
 
 static volatile sig_atomic_t interrupt_seen;
 

@@ -29,7 +29,7 @@ int usage_error(const char *command, const char *format, ...) __attribute__((for
 /* The failure's message; returns EXIT_FAILED. */
 int fail_with(const char *command, const struct tspool_failure *failure);
 
-/* Quantities ------------------------------------------------------------------------------------------------------- */
+/* Quantities --------------------------------------------------------------------------------------------------------- */
 struct text { char bytes[64]; };
 struct text human_bytes(uint64_t bytes);                 /* "1.39 GiB", "812 B" */
 struct text human_seconds(uint64_t nanoseconds);

@@ -3,8 +3,7 @@
  * Spans of the arena are filled by verified reads: bytes that do not match the source's digests never reach the copy.
  * Memory is the arena and the reader's, however large the source. Ctrl-C aborts the save and waits until it is gone.
  */
-#include "command.h"
-#include "source_set.h"
+#include "copy.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -15,28 +14,10 @@
 
 #define ARENA_BYTES ((uint64_t)256 << 20)
 #define ARENA_MIN_BYTES ((uint64_t)64 << 20)
-#define BATCH_BYTES ((uint64_t)64 << 20) /* spans filled by one read: leaves across their borders are read once */
-#define BATCH_SPANS 4096u
-#define LOOK_NS 100000000u               /* how long a wait goes on before interrupts are looked at */
-
-struct copy {
-    bool replace, buffered, as_json, quiet;
-    enum tspool_io io;
-    uint64_t arena_bytes, bytes_per_second;
-    const char *writer;
-    char *root, *name;
-    struct source_set sources;
-    struct tspool *spool;
-    struct tspool_save *save;
-    struct tspool_failure failure;
-    struct progress progress;
-    uint64_t started_ns;
-    uint32_t told;                        /* level that was reported */
-};
 
 /* Events ------------------------------------------------------------------------------------------------------------- */
 
-static struct tspool_save_result result_of(struct copy *copy)
+struct tspool_save_result copy_result(struct copy *copy)
 {
     struct tspool_save_result result = TSPOOL_SAVE_RESULT_INIT;
 
@@ -56,7 +37,7 @@ static struct json event_begin(const struct copy *copy, const char *event)
 
 static void planned_tell(struct copy *copy)
 {
-    struct tspool_save_result result = result_of(copy);
+    struct tspool_save_result result = copy_result(copy);
     struct json json;
 
     if (!copy->as_json)
@@ -91,10 +72,9 @@ static void level_json(struct copy *copy, enum tspool_level level, const struct 
     json_end(&json);
 }
 
-/* Reports each level up to the one reached that was not reported yet. */
-static void levels_tell(struct copy *copy)
+void copy_tell_levels(struct copy *copy)
 {
-    struct tspool_save_result result = result_of(copy);
+    struct tspool_save_result result = copy_result(copy);
 
     progress_show(&copy->progress, copy->name, result.written_bytes, result.file_bytes);
     while (copy->told < result.level) {
@@ -104,7 +84,7 @@ static void levels_tell(struct copy *copy)
     }
 }
 
-/* Options ------------------------------------------------------------------------------------------------------------- */
+/* Options ------------------------------------------------------------------------------------------------------------ */
 
 static int io_parse(const char *text, enum tspool_io *io)
 {
@@ -127,8 +107,10 @@ static int option_take(struct copy *copy, int option)
     case 'j': copy->as_json = true; return 0;
     case 'q': copy->quiet = true; return 0;
     case 'w': copy->writer = optarg; return 0;
-    case 'a': return size_parse(optarg, &copy->arena_bytes) ? 0 : usage_error("copy", "--arena: '%s' is no size (512M, 4G)", optarg);
-    case 'l': return size_parse(optarg, &copy->bytes_per_second) ? 0 : usage_error("copy", "--rate: '%s' is no size (100M, 2G)", optarg);
+    case 'a': return size_parse(optarg, &copy->arena_bytes) ? 0 : usage_error("copy", "--arena: '%s' is no size (512M, 4G)",
+                                                                              optarg);
+    case 'l': return size_parse(optarg, &copy->bytes_per_second) ? 0 : usage_error("copy", "--rate: '%s' is no size (100M, 2G)",
+                                                                                   optarg);
     default:  return usage_error("copy", NULL);
     }
 }
@@ -180,7 +162,7 @@ static const char *writer_beside(void)
     return access(path, X_OK) == 0 ? path : NULL;
 }
 
-/* Steps ------------------------------------------------------------------------------------------------------------------ */
+/* Steps -------------------------------------------------------------------------------------------------------------- */
 
 static int sources_open(struct copy *copy, char **paths, int count)
 {
@@ -220,135 +202,27 @@ static int save_submit(struct copy *copy)
     return error;
 }
 
-struct batch {
-    struct tspool_span spans[BATCH_SPANS];
-    struct tspool_read_request requests[BATCH_SPANS];
-    size_t count;
-    uint64_t bytes;
-    struct tspool_checkpoint *source;   /* of all its spans */
-    struct tspool_span held;            /* one of another source, for the next batch */
-    bool has_held, ended;
-};
-
-static void batch_add(struct batch *batch, const struct tspool_span *span, const struct origin *origin)
-{
-    struct tspool_read_request *request = &batch->requests[batch->count];
-
-    *request = (struct tspool_read_request)TSPOOL_READ_REQUEST_INIT;
-    request->tensor = origin->entry;
-    request->data = span->data;
-    request->bytes = span->bytes;
-    request->first_byte = span->tensor_offset;
-    request->by_bytes = 1;
-    batch->source = origin->checkpoint;
-    batch->spans[batch->count++] = *span;
-    batch->bytes += span->bytes;
-}
-
-/* The next span: 1, 0 at the end, -ETIMEDOUT, -EINTR, or the save's failure. Waits only for the first of a batch: with
- * spans in hand the arena may be full of them. */
-static int span_next(struct copy *copy, const struct batch *batch, struct tspool_span *span)
-{
-    int got;
-
-    *span = (struct tspool_span)TSPOOL_SPAN_INIT;
-    do {
-        if (interrupted())
-            return -EINTR;
-        got = tspool_save_next_span(copy->save, span, batch->count ? 0 : LOOK_NS);
-        levels_tell(copy);
-    } while (got == -ETIMEDOUT && batch->count == 0);
-    return got;
-}
-
-/* Collects spans of one source until there are enough, or none just now. 0, or -errno. */
-static int batch_collect(struct copy *copy, struct batch *batch)
-{
-    batch->count = 0;
-    batch->bytes = 0;
-    if (batch->has_held)
-        batch_add(batch, &batch->held, &copy->sources.origins[batch->held.tensor]);
-    batch->has_held = false;
-    while (batch->count < BATCH_SPANS && batch->bytes < BATCH_BYTES) {
-        struct tspool_span span;
-        int got = span_next(copy, batch, &span);
-
-        batch->ended = got == 0;
-        if (got <= 0)
-            return got == -ETIMEDOUT ? 0 : got;
-        if (batch->count && copy->sources.origins[span.tensor].checkpoint != batch->source) {
-            batch->held = span;
-            batch->has_held = true;
-            return 0;
-        }
-        batch_add(batch, &span, &copy->sources.origins[span.tensor]);
-    }
-    return 0;
-}
-
-/* Spans in hand pin the arena: a save that was given up ends only when they came back, with whatever is in them. */
-static void batch_give_back(struct copy *copy, struct batch *batch)
-{
-    tspool_save_abort(copy->save);
-    for (size_t i = 0; i < batch->count; i++)
-        tspool_save_filled(copy->save, &batch->spans[i]);
-    if (batch->has_held)
-        tspool_save_filled(copy->save, &batch->held);
-}
-
-/* Once the save ends, further spans are taken back with its failure: all are given. */
-static int batch_fill(struct copy *copy, struct batch *batch)
-{
-    int error = tspool_checkpoint_read(batch->source, batch->requests, batch->count, NULL, NULL, &copy->failure);
-    int first = 0;
-
-    if (error < 0)
-        return error;
-    for (size_t i = 0; i < batch->count; i++) {
-        error = tspool_save_filled(copy->save, &batch->spans[i]);
-        first = first ? first : error;
-    }
-    batch->count = 0;
-    return first;
-}
-
-static int spans_fill(struct copy *copy)
-{
-    struct batch *batch = calloc(1, sizeof *batch);
-    int error = batch ? 0 : -ENOMEM;
-
-    while (error == 0 && (!batch->ended || batch->has_held)) {
-        error = batch_collect(copy, batch);
-        if (error == 0 && batch->count)
-            error = batch_fill(copy, batch);
-    }
-    if (error < 0 && batch)
-        batch_give_back(copy, batch);
-    free(batch);
-    return error;
-}
-
 static int published_wait(struct copy *copy)
 {
     int error;
 
     do {
         error = tspool_save_wait(copy->save, copy->told + 1, LOOK_NS); /* level by level: each is told as it happens */
-        levels_tell(copy);
+        copy_tell_levels(copy);
         if (error == -ETIMEDOUT && interrupted())
             return -EINTR;
     } while (error == -ETIMEDOUT || (error == 0 && copy->told < TSPOOL_PUBLISHED));
     return error;
 }
 
-/* The end ---------------------------------------------------------------------------------------------------------------- */
+/* The end ------------------------------------------------------------------------------------------------------------ */
 
 static bool is_resolved(const struct tspool_save_result *result) { return result->outcome != TSPOOL_OUTCOME_PENDING; }
 
 /* Gives the save up and waits until nothing of it is left, or it turns out to have been published meanwhile. */
 static void save_give_up(struct copy *copy)
 {
-    struct tspool_save_result result = result_of(copy);
+    struct tspool_save_result result = copy_result(copy);
 
     if (!is_resolved(&result) && tspool_save_abort(copy->save) == 0)
         tspool_save_wait(copy->save, TSPOOL_PUBLISHED, UINT64_MAX);
@@ -361,7 +235,7 @@ static void failure_find(struct copy *copy, int error)
 
     if (copy->failure.error || !copy->save)
         return;
-    result = result_of(copy);
+    result = copy_result(copy);
     if (result.failure.error)
         copy->failure = result.failure;
     if (!copy->failure.error) {
@@ -383,7 +257,8 @@ static int failed(struct copy *copy, int error, bool unknown)
     }
     fail_with("copy", &copy->failure);
     if (unknown)
-        complain("copy", "%s/%s: it may or may not be published; nothing was removed. 'tspool ls' tells.", copy->root, copy->name);
+        complain("copy", "%s/%s: it may or may not be published; nothing was removed. 'tspool ls' tells.", copy->root,
+                 copy->name);
     return EXIT_FAILED;
 }
 
@@ -402,12 +277,13 @@ static int interrupted_end(struct copy *copy)
 
 static int published(struct copy *copy)
 {
-    struct tspool_save_result result = result_of(copy);
+    struct tspool_save_result result = copy_result(copy);
 
     progress_clear(&copy->progress);
-    levels_tell(copy);
+    copy_tell_levels(copy);
     if (!copy->as_json && !copy->quiet)
-        printf("%s/%s: %zu tensors, %s in %u file%s, durable after %s (%s, %s)\n", copy->root, copy->name, copy->sources.origin_count,
+        printf("%s/%s: %zu tensors, %s in %u file%s, durable after %s (%s, %s)\n", copy->root, copy->name,
+               copy->sources.origin_count,
                human_bytes(result.file_bytes).bytes, result.files, result.files == 1 ? "" : "s",
                human_seconds(now_ns() - copy->started_ns).bytes, result.backend, result.direct ? "direct" : "buffered");
     return EXIT_DONE;
@@ -420,7 +296,7 @@ static int outcome(struct copy *copy, int error)
     if (copy->save) {
         if (error < 0)
             save_give_up(copy);
-        result = result_of(copy);
+        result = copy_result(copy);
     }
     if (result.outcome == TSPOOL_OUTCOME_PUBLISHED)
         return published(copy);
@@ -439,7 +315,7 @@ static int copy_run(struct copy *copy, char **sources, int count)
         error = save_submit(copy);
     if (error == 0) {
         planned_tell(copy);
-        error = spans_fill(copy);
+        error = copy_fill_spans(copy);
     }
     if (error == 0)
         error = published_wait(copy);
@@ -472,10 +348,11 @@ const struct command command_copy = {
     .name = "copy",
     .summary = "commit files or a checkpoint as a checkpoint",
     .arguments = "[OPTION]... SRC... ROOT/NAME",
-    .description = "Commits SRC as the checkpoint NAME in the directory ROOT: one checkpoint directory (ours or a Hugging Face\n"
-                   "folder), or .safetensors files, taken together. Tensors, ties, shards, objects and metadata are carried over;\n"
-                   "digests of the source are checked on the way. What stands at ROOT/NAME afterwards is whole and durable, or\n"
-                   "is not there. Interrupting the command leaves nothing behind.\n\n"
+    .description = "Commits SRC as the checkpoint NAME in the directory ROOT: one checkpoint directory (ours or a\n"
+                   "Hugging Face folder), or .safetensors files, taken together. Tensors, ties, shards, objects and\n"
+                   "metadata are carried over; digests of the source are checked on the way. What stands at\n"
+                   "ROOT/NAME afterwards is whole and durable, or is not there. Interrupting the command leaves\n"
+                   "nothing behind.\n\n"
                    "  --replace     exchange a checkpoint of that name, atomically; otherwise it is refused\n"
                    "  --io KIND     auto (io_uring, else threads), uring or threads\n"
                    "  --buffered    never O_DIRECT\n"

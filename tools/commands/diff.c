@@ -29,7 +29,7 @@ struct comparison {
     struct tspool_failure failure;
 };
 
-/* Sides ---------------------------------------------------------------------------------------------------------------- */
+/* Sides -------------------------------------------------------------------------------------------------------------- */
 
 static int u64s_compare(uint32_t count, const uint64_t *a, const uint64_t *b)
 {
@@ -100,7 +100,7 @@ static void side_close(struct side *side)
     free(side->piece);
 }
 
-/* Saying it -------------------------------------------------------------------------------------------------------------- */
+/* Saying it ---------------------------------------------------------------------------------------------------------- */
 
 static void tell(const struct comparison *comparison, char sign, const char *what, const char *name, const char *detail)
 {
@@ -134,7 +134,7 @@ static void tell_changed(struct comparison *comparison, const char *what, const 
     comparison->changed++;
 }
 
-/* Tensors ------------------------------------------------------------------------------------------------------------------ */
+/* Tensors ------------------------------------------------------------------------------------------------------------ */
 
 static int piece_read(struct side *side, size_t number, uint64_t first_byte, uint64_t bytes, struct tspool_failure *failure)
 {
@@ -177,7 +177,8 @@ static int both_compare(struct comparison *comparison, size_t a, size_t b)
     int differ;
 
     if (!same_layout(left, right)) {
-        snprintf(detail, sizeof detail, "%s %s -> %s %s", tspool_dtype_name(left->dtype), shape_text(left->rank, left->shape).bytes,
+        snprintf(detail, sizeof detail, "%s %s -> %s %s", tspool_dtype_name(left->dtype),
+                 shape_text(left->rank, left->shape).bytes,
                  tspool_dtype_name(right->dtype), shape_text(right->rank, right->shape).bytes);
         tell_changed(comparison, "tensor", left->name, detail);
         return 0;
@@ -211,7 +212,7 @@ static int tensors_walk(struct comparison *comparison)
     return error;
 }
 
-/* Metadata and objects ------------------------------------------------------------------------------------------------------ */
+/* Metadata and objects ----------------------------------------------------------------------------------------------- */
 
 static void metadata_walk(struct comparison *comparison)
 {
@@ -285,7 +286,7 @@ static int objects_walk(struct comparison *comparison)
     return 0;
 }
 
-/* The whole ------------------------------------------------------------------------------------------------------------------ */
+/* The whole ---------------------------------------------------------------------------------------------------------- */
 
 static void summary_print(const struct comparison *comparison)
 {
@@ -350,8 +351,8 @@ const struct command command_diff = {
     .name = "diff",
     .summary = "tensors added, removed, changed between two checkpoints",
     .arguments = "[--json] [--quiet] [--exit-code] A B",
-    .description = "Compares two checkpoints, in any of the forms that tspool reads: '+' stands only in B, '-' only in A, '~' differs.\n"
-                   "Where both have digests no data is read; otherwise the bytes are compared.\n\n"
+    .description = "Compares two checkpoints, in any of the forms that tspool reads: '+' stands only in B, '-' only\n"
+                   "in A, '~' differs. Where both have digests no data is read; otherwise the bytes are compared.\n\n"
                    "  --exit-code  exit with 1 when they differ\n"
                    "  --json       one JSON object per difference, and one at the end\n"
                    "  -q, --quiet  print nothing (with --exit-code)\n"

@@ -27,7 +27,8 @@ enum verdict { VERDICT_OK, VERDICT_NOTE, VERDICT_BAD };
 struct checkup { bool as_json; int status; };
 
 /* One line: what was found, what tspool does about it, and the command that mends it (NULL: nothing to mend). */
-static void say(struct checkup *checkup, enum verdict verdict, const char *subject, const char *found, const char *therefore, const char *mend)
+static void say(struct checkup *checkup, enum verdict verdict, const char *subject, const char *found, const char *therefore,
+                const char *mend)
 {
     static const char *const names[] = { "ok", "note", "bad" };
 
@@ -50,7 +51,7 @@ static void say(struct checkup *checkup, enum verdict verdict, const char *subje
         printf("                  mend: %s\n", mend);
 }
 
-/* Machine ---------------------------------------------------------------------------------------------------------------- */
+/* Machine ------------------------------------------------------------------------------------------------------------ */
 
 static const char *uring_mend(int error)
 {
@@ -83,7 +84,8 @@ static void uring_check(struct checkup *checkup)
         io_destroy(io);
         return;
     }
-    say(checkup, VERDICT_NOTE, "io_uring", failure.cause, "8 threads read and write instead: a few percent slower, more CPU", uring_mend(-error));
+    say(checkup, VERDICT_NOTE, "io_uring", failure.cause, "8 threads read and write instead: a few percent slower, more CPU",
+        uring_mend(-error));
 }
 
 static void memlock_check(struct checkup *checkup)
@@ -96,7 +98,8 @@ static void memlock_check(struct checkup *checkup)
         snprintf(found, sizeof found, "no limit");
     else
         snprintf(found, sizeof found, "%s", human_bytes(limit.rlim_cur).bytes);
-    say(checkup, VERDICT_OK, "memlock", found, "nothing: buffers are not registered by default, which costs about 1 % on huge pages", NULL);
+    say(checkup, VERDICT_OK, "memlock", found,
+        "nothing: buffers are not registered by default, which costs about 1 % on huge pages", NULL);
 }
 
 /* A small arena is made as every arena is: what backs it then is the answer. 0 when none could be made. */
@@ -139,7 +142,8 @@ static void memory_check(struct checkup *checkup)
         snprintf(found, sizeof found, "no limit could be read");
     else
         snprintf(found, sizeof found, "%s may be taken, by %s", human_bytes(room.bytes).bytes, room.limit);
-    snprintf(therefore, sizeof therefore, "an arena without a size of its own gets at most %s; larger states are staged piece by piece",
+    snprintf(therefore, sizeof therefore,
+             "an arena without a size of its own gets at most %s; larger states are staged piece by piece",
              human_bytes(cap).bytes);
     say(checkup, cap < ((uint64_t)256 << 20) ? VERDICT_NOTE : VERDICT_OK, "memory", found, therefore,
         cap < ((uint64_t)256 << 20) ? "raise memory.max of the cgroup, or give arena_bytes" : NULL);
@@ -153,7 +157,8 @@ static void files_check(struct checkup *checkup)
     getrlimit(RLIMIT_NOFILE, &limit);
     snprintf(found, sizeof found, "%llu, up to %llu", (unsigned long long)limit.rlim_cur, (unsigned long long)limit.rlim_max);
     say(checkup, limit.rlim_max < FILES_ENOUGH ? VERDICT_NOTE : VERDICT_OK, "open files", found,
-        "each shard file takes one while it is written or read; the writer raises its own limit", limit.rlim_max < FILES_ENOUGH ? "ulimit -Hn 65536" : NULL);
+        "each shard file takes one while it is written or read; the writer raises its own limit", limit.rlim_max < FILES_ENOUGH
+            ? "ulimit -Hn 65536" : NULL);
 }
 
 static void writer_check(struct checkup *checkup)
@@ -164,10 +169,11 @@ static void writer_check(struct checkup *checkup)
     if (writer_path_find(NULL, path, &failure) == 0)
         say(checkup, VERDICT_OK, "writer", path, "saves outlive the trainer's process", NULL);
     else
-        say(checkup, VERDICT_NOTE, "writer", failure.message, "give writer_path, or isolation=thread (outlives nothing)", "meson install");
+        say(checkup, VERDICT_NOTE, "writer", failure.message, "give writer_path, or isolation=thread (outlives nothing)",
+            "meson install");
 }
 
-/* Directory ---------------------------------------------------------------------------------------------------------------- */
+/* Directory ---------------------------------------------------------------------------------------------------------- */
 
 static void space_check(struct checkup *checkup, const struct io_stat *stat)
 {
@@ -219,12 +225,14 @@ static void direct_check(struct checkup *checkup, struct io *io, const char *pat
     alignment_look(io, path, &stat);
     error = direct_try(path, stat.direct_offset_align > 4096 ? stat.direct_offset_align : 4096);
     if (error == EOPNOTSUPP || error == EISDIR) {
-        say(checkup, VERDICT_NOTE, "O_DIRECT", "cannot be tried: no file without a name (O_TMPFILE) here", "it is tried at the first save", NULL);
+        say(checkup, VERDICT_NOTE, "O_DIRECT", "cannot be tried: no file without a name (O_TMPFILE) here",
+            "it is tried at the first save", NULL);
         return;
     }
     if (error) {
         snprintf(found, sizeof found, "refused: %s", strerror(error));
-        say(checkup, VERDICT_NOTE, "O_DIRECT", found, "buffered I/O and fsync: about 0.3 of the direct speed, and page cache as large as the state",
+        say(checkup, VERDICT_NOTE, "O_DIRECT", found,
+            "buffered I/O and fsync: about 0.3 of the direct speed, and page cache as large as the state",
             "a directory on ext4, xfs or another local file system");
         return;
     }
@@ -288,8 +296,9 @@ const struct command command_doctor = {
     .name = "doctor",
     .summary = "what this machine and directory offer, and how to mend it",
     .arguments = "[--json] [DIR]",
-    .description = "Looks at io_uring, O_DIRECT, limits, huge pages, memory and the file system of DIR (the current directory), says\n"
-                   "what tspool will therefore do, and the command that mends each shortfall. Exit status 1: no save can be made.\n\n"
+    .description = "Looks at io_uring, O_DIRECT, limits, huge pages, memory and the file system of DIR (the current\n"
+                   "directory), says what tspool will therefore do, and the command that mends each shortfall. Exit\n"
+                   "status 1: no save can be made.\n\n"
                    "  --json     one JSON object per finding\n"
                    "  -h, --help this text\n",
     .run = run,

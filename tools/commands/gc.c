@@ -48,7 +48,8 @@ static void tell(const struct collection *collection, const char *event, const c
             json_string(&json, "reason", reason);
         json_end(&json);
     } else if (!collection->quiet) {
-        printf("%s%s %s/%s (%s)\n", collection->dry_run ? "would have " : "", event, collection->root, name, human_bytes(bytes).bytes);
+        printf("%s%s %s/%s (%s)\n", collection->dry_run ? "would have " : "", event, collection->root, name,
+               human_bytes(bytes).bytes);
     }
 }
 
@@ -70,7 +71,7 @@ static void left(const struct collection *collection, const char *name, const ch
         complain("gc", "%s/%s: %s", collection->root, name, reason);
 }
 
-/* Live attempts -------------------------------------------------------------------------------------------------------- */
+/* Live attempts ------------------------------------------------------------------------------------------------------ */
 
 static bool any_is_alive(const struct collection *collection)
 {
@@ -84,7 +85,8 @@ static bool any_is_alive(const struct collection *collection)
     if (io_call(collection->io, &list_op) < 0)
         return false;
     for (size_t i = 0; i < list.count && !alive; i++)
-        alive = hidden_name_parse(list.names[i], name, save_id) && attempt_is_alive(collection->io, collection->root_fd, list.names[i], 0);
+        alive = hidden_name_parse(list.names[i], name, save_id) && attempt_is_alive(collection->io, collection->root_fd,
+                                                                                    list.names[i], 0);
     io_list_free(&list);
     return alive;
 }
@@ -99,7 +101,7 @@ static void quiet_wait(const struct collection *collection)
         nanosleep(&pause, NULL);
 }
 
-/* Removing --------------------------------------------------------------------------------------------------------------- */
+/* Removing ----------------------------------------------------------------------------------------------------------- */
 
 static void directory_empty(struct collection *collection, const char *shown, const char *hidden, const char *event)
 {
@@ -196,7 +198,8 @@ static int collect(struct collection *collection)
 
 static int collection_run(struct collection *collection)
 {
-    struct io_settings settings = { .depth = 1, .verb_threads = 1, .compute_threads = 1, .transfer_threads = 1, .thread_name = "tspool-g" };
+    struct io_settings settings = { .depth = 1, .verb_threads = 1, .compute_threads = 1, .transfer_threads = 1,
+                                    .thread_name = "tspool-g" };
     int status;
 
     collection->root_fd = open(collection->root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -226,7 +229,8 @@ static bool keep_parse(const char *text, uint64_t *keep)
 static int option_take(struct collection *collection, int option, bool *has_keep)
 {
     switch (option) {
-    case 'k': return (*has_keep = keep_parse(optarg, &collection->keep)) ? 0 : usage_error("gc", "--keep: '%s' is no number", optarg);
+    case 'k': return (*has_keep = keep_parse(optarg, &collection->keep)) ? 0 : usage_error("gc", "--keep: '%s' is no number",
+                                                                                           optarg);
     case 'n': collection->dry_run = true; return 0;
     case 'j': collection->as_json = true; return 0;
     case 'q': collection->quiet = true; return 0;
@@ -261,10 +265,10 @@ const struct command command_gc = {
     .name = "gc",
     .summary = "keep the newest checkpoints, sweep what dead saves left",
     .arguments = "ROOT --keep N [--dry-run] [--json] [--quiet]",
-    .description = "Keeps the N newest published checkpoints below ROOT, in the order of 'tspool latest', and removes the others:\n"
-                   "each is unpublished first, then its files are deleted. Hidden directories of saves whose writer is dead are\n"
-                   "swept; a save that is being written is not touched. A checkpoint that holds files which tspool did not write\n"
-                   "is left as it is, and said.\n\n"
+    .description = "Keeps the N newest published checkpoints below ROOT, in the order of 'tspool latest', and\n"
+                   "removes the others: each is unpublished first, then its files are deleted. Hidden directories of\n"
+                   "saves whose writer is dead are swept; a save that is being written is not touched. A checkpoint\n"
+                   "that holds files which tspool did not write is left as it is, and said.\n\n"
                    "  -k, --keep N   how many to keep, at least 1\n"
                    "  -n, --dry-run  say what would be removed, remove nothing\n"
                    "  --json         one JSON object per checkpoint and attempt\n"

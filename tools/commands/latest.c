@@ -50,9 +50,9 @@ const struct command command_latest = {
     .name = "latest",
     .summary = "print the path to resume from",
     .arguments = "[--json] ROOT",
-    .description = "Prints the path of the newest published checkpoint below ROOT: by the metadata entry \"step\" where all have\n"
-                   "one, else by the order in which they were committed. A writer that is still finishing what its dead trainer\n"
-                   "staged is waited for, up to 10 seconds.\n\n"
+    .description = "Prints the path of the newest published checkpoint below ROOT: by the metadata entry \"step\"\n"
+                   "where all have one, else by the order in which they were committed. A writer that is still\n"
+                   "finishing what its dead trainer staged is waited for, up to 10 seconds.\n\n"
                    "  --json     the path with step, sequence and save id\n"
                    "  -h, --help this text\n",
     .run = run,

@@ -85,7 +85,8 @@ static void extras_print(const struct tspool_checkpoint *checkpoint)
 
 static void summary_print(const struct tspool_checkpoint *checkpoint, const struct tspool_checkpoint_info *info)
 {
-    printf("%zu tensors, %s in %u file%s; ", tspool_checkpoint_count(checkpoint), human_bytes(info->tensor_bytes).bytes, info->files,
+    printf("%zu tensors, %s in %u file%s; ", tspool_checkpoint_count(checkpoint), human_bytes(info->tensor_bytes).bytes,
+           info->files,
            info->files == 1 ? "" : "s");
     if (info->kind == TSPOOL_KIND_TSPOOL)
         printf("save %s\n", hex_text(info->save_id, sizeof info->save_id).bytes);
@@ -97,7 +98,8 @@ static void table_print(const struct tspool_checkpoint *checkpoint, const struct
 {
     struct widths widths = widths_of(checkpoint);
 
-    printf("%-*s  %-*s  %-*s  %*s  %s\n", widths.name, "NAME", widths.dtype, "DTYPE", widths.shape, "SHAPE", widths.size, "SIZE", "FILE");
+    printf("%-*s  %-*s  %-*s  %*s  %s\n", widths.name, "NAME", widths.dtype, "DTYPE", widths.shape, "SHAPE", widths.size, "SIZE",
+           "FILE");
     for (size_t i = 0; i < tspool_checkpoint_count(checkpoint); i++) {
         struct tspool_tensor_info tensor = tensor_at(checkpoint, i);
 
@@ -215,8 +217,8 @@ const struct command command_ls = {
     .name = "ls",
     .summary = "list tensors, metadata and objects",
     .arguments = "[--json] CHECKPOINT",
-    .description = "Lists what CHECKPOINT holds: a checkpoint directory, a Hugging Face folder or one .safetensors file.\n"
-                   "Only headers and the manifest are read.\n\n"
+    .description = "Lists what CHECKPOINT holds: a checkpoint directory, a Hugging Face folder or one .safetensors\n"
+                   "file. Only headers and the manifest are read.\n\n"
                    "  --json     one JSON object per line: the checkpoint, each tensor, metadata entry and object\n"
                    "  -h, --help this text\n",
     .run = run,

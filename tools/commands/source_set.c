@@ -129,7 +129,8 @@ static int origins_collect(struct source_set *set, struct tspool_failure *failur
     return 0;
 }
 
-static int object_declare(struct tspool_checkpoint *source, size_t number, struct tspool_save *save, struct tspool_failure *failure)
+static int object_declare(struct tspool_checkpoint *source, size_t number, struct tspool_save *save,
+                          struct tspool_failure *failure)
 {
     const char *name, *kind;
     uint64_t recorded;

@@ -157,10 +157,11 @@ const struct command command_verify = {
     .name = "verify",
     .summary = "read everything against its digest",
     .arguments = "[--json] [--quiet] CHECKPOINT...",
-    .description = "Reads every byte of each CHECKPOINT against the digests that were recorded when it was written, and names each\n"
-                   "damaged tensor with its file and the range of bytes (at most 4 MiB wide), and each missing file. Files that the\n"
-                   "manifest does not list are mentioned; they are no damage. A plain safetensors file or a Hugging Face folder has\n"
-                   "no digests: its headers and sizes are checked, and the exit status is 1, because nothing was verified.\n\n"
+    .description = "Reads every byte of each CHECKPOINT against the digests that were recorded when it was written,\n"
+                   "and names each damaged tensor with its file and the range of bytes (at most 4 MiB wide), and\n"
+                   "each missing file. Files that the manifest does not list are mentioned; they are no damage. A\n"
+                   "plain safetensors file or a Hugging Face folder has no digests: its headers and sizes are\n"
+                   "checked, and the exit status is 1, because nothing was verified.\n\n"
                    "  --json       one JSON object per finding, and one per checkpoint at its end\n"
                    "  -q, --quiet  print findings only\n"
                    "  -h, --help   this text\n",

@@ -127,7 +127,8 @@ static size_t header_trim(uint8_t *header, size_t size, uint32_t align)
     return size;
 }
 
-static size_t file_emit(const char *path, const struct made_tensor *tensors, size_t count, uint32_t align, struct digest *header_digest,
+static size_t file_emit(const char *path, const struct made_tensor *tensors, size_t count, uint32_t align,
+                        struct digest *header_digest,
                         uint64_t *header_size)
 {
     FILE *file = fopen(path, "wb");
@@ -196,7 +197,8 @@ void made_checkpoint(const char *path, const struct made_checkpoint *made)
     struct header_pair step = { "step", made->step };
     struct manifest_object object = { .name = "note", .kind = "bytes", .file = names[file_count] };
     struct manifest_shape *shapes = calloc(made->count + 1, sizeof *shapes);
-    struct manifest manifest = { .version = 1, .world_size = 1, .sequence = made->sequence, .time_seconds = 1795314300, .files = files,
+    struct manifest manifest = { .version = 1, .world_size = 1, .sequence = made->sequence, .time_seconds = 1795314300,
+                                 .files = files,
                                  .file_count = file_count, .digests = &digests, .digests_count = 1, .aliases = &alias,
                                  .alias_count = made->alias != NULL, .metadata = &step, .metadata_count = made->step != NULL,
                                  .objects = &object, .object_count = made->object != NULL, .shapes = shapes };
@@ -215,13 +217,15 @@ void made_checkpoint(const char *path, const struct made_checkpoint *made)
     }
     for (size_t i = 0; i < made->count; i++)
         if (made->tensors[i].sharded)
-            shapes[manifest.shape_count++] = (struct manifest_shape){ made->tensors[i].name, made->tensors[i].rank, made->tensors[i].global };
+            shapes[manifest.shape_count++] = (struct manifest_shape){ made->tensors[i].name, made->tensors[i].rank,
+                                                                      made->tensors[i].global };
     if (made->object) {
         objects_name_make(0, names[file_count]);
         object.size = strlen(made->object);
         object.digest = hash_bytes(made->object, object.size);
         file_write(path_of(path, names[file_count]), made->object, object.size);
-        files[manifest.file_count++] = (struct manifest_file){ .name = names[file_count], .kind = MANIFEST_OBJECTS, .size = object.size };
+        files[manifest.file_count++] = (struct manifest_file){ .name = names[file_count], .kind = MANIFEST_OBJECTS,
+                                                               .size = object.size };
     }
     digests = digests_emit_file(path, made);
     cr_assert_eq(manifest_build(&manifest, &json, &size, patch), 0);

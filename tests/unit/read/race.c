@@ -23,7 +23,8 @@ static int read_whole(struct tspool_checkpoint *checkpoint, const struct made_te
     request.bytes = tensor->bytes;
     request.data = aligned_alloc(4096, (tensor->bytes + 4095) & ~(uint64_t)4095);
     wrong = !request.data || tspool_checkpoint_find(checkpoint, tensor->name, &request.tensor) < 0 ||
-            tspool_checkpoint_read(checkpoint, &request, 1, NULL, NULL, NULL) < 0 || memcmp(request.data, tensor->data, tensor->bytes) != 0;
+            tspool_checkpoint_read(checkpoint, &request, 1, NULL, NULL, NULL) < 0 ||
+                memcmp(request.data, tensor->data, tensor->bytes) != 0;
     free(request.data);
     return wrong;
 }

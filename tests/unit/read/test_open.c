@@ -178,7 +178,8 @@ Test(open, says_what_is_not_there, .init = setup, .fini = teardown)
 
 Test(open, follows_an_index_and_refuses_one_that_lies, .init = setup, .fini = teardown)
 {
-    const char *good = "{\"metadata\":{\"total_size\":4822},\"weight_map\":{\"empty\":\"a.safetensors\",\"weight\":\"a.safetensors\","
+    const char *good = "{\"metadata\":{\"total_size\":4822},"
+                       "\"weight_map\":{\"empty\":\"a.safetensors\",\"weight\":\"a.safetensors\","
                        "\"bias\":\"b.safetensors\",\"scalar\":\"b.safetensors\"}}";
     const char *missing = "{\"weight_map\":{\"weight\":\"a.safetensors\",\"bias\":\"c.safetensors\"}}";
     const char *wrong = "{\"weight_map\":{\"weight\":\"b.safetensors\"}}";
@@ -220,7 +221,8 @@ Test(open, refuses_one_tensor_in_two_files, .init = setup, .fini = teardown)
 
 Test(open, finds_ties_in_the_header_of_a_plain_file, .init = setup, .fini = teardown)
 {
-    const char *json = "{\"__metadata__\":{\"b\":\"a\",\"format\":\"pt\",\"note\":\"x\"},\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}";
+    const char *json = "{\"__metadata__\":{\"b\":\"a\",\"format\":\"pt\",\"note\":\"x\"},"
+                       "\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}";
     uint8_t bytes[256] = { 0 };
     struct tspool_checkpoint *checkpoint;
 

@@ -31,7 +31,8 @@ static const struct tspool_checkpoint_options ways[] = {
 };
 #define WAY_COUNT (sizeof ways / sizeof *ways)
 
-static void read_all_and_compare(struct tspool_checkpoint *checkpoint, const struct made_tensor *tensors, size_t count, size_t misalign)
+static void read_all_and_compare(struct tspool_checkpoint *checkpoint, const struct made_tensor *tensors, size_t count,
+                                 size_t misalign)
 {
     struct tspool_read_request *requests = calloc(count, sizeof *requests);
     uint8_t **memory = calloc(count, sizeof *memory);
@@ -123,7 +124,8 @@ Test(read, gives_many_tiny_tensors_in_one_call, .init = setup, .fini = teardown)
     free(many);
 }
 
-static uint64_t slice_by_hand(const struct made_tensor *tensor, const uint64_t *start, const uint64_t *extent, uint64_t width, uint8_t *out)
+static uint64_t slice_by_hand(const struct made_tensor *tensor, const uint64_t *start, const uint64_t *extent, uint64_t width,
+                              uint8_t *out)
 {
     uint64_t count = 1;
 
@@ -175,7 +177,8 @@ Test(read, gives_random_slices_many_at_once_as_picked_by_hand, .init = setup, .f
                 count *= extent[i][d];
             }
             expected[i] = malloc(count * widths[box]);
-            requests[i] = (struct tspool_read_request){ sizeof *requests, 0, start[i], extent[i], malloc(count * widths[box]), 0, NULL };
+            requests[i] = (struct tspool_read_request){ sizeof *requests, 0, start[i], extent[i], malloc(count * widths[box]), 0,
+                                                        NULL };
             requests[i].bytes = slice_by_hand(&boxes[box], start[i], extent[i], widths[box], expected[i]);
             cr_assert_eq(tspool_checkpoint_find(checkpoint, boxes[box].name, &requests[i].tensor), 0);
         }
@@ -197,7 +200,8 @@ static void piece_arrived(void *context, size_t request)
     struct pieces *pieces = context;
 
     cr_assert(pthread_equal(pieces->thread, pthread_self()));
-    cr_assert_eq(memcmp(pieces->requests[request].data, sizes[request].data, sizes[request].bytes), 0, "complete when it is called");
+    cr_assert_eq(memcmp(pieces->requests[request].data, sizes[request].data, sizes[request].bytes), 0,
+                 "complete when it is called");
     pieces->calls[request]++;
 }
 
@@ -212,10 +216,12 @@ Test(read, calls_on_piece_once_per_request_when_it_is_complete, .init = setup, .
     made_checkpoint(path_of(root, "step"), &made);
     checkpoint = opened(path_of(root, "step"), NULL);
     for (size_t i = 0; i < SIZE_COUNT; i++) {
-        requests[i] = (struct tspool_read_request){ sizeof *requests, i, NULL, NULL, aligned_alloc(4096, 10 << 20), sizes[i].bytes, NULL };
+        requests[i] = (struct tspool_read_request){ sizeof *requests, i, NULL, NULL, aligned_alloc(4096, 10 << 20),
+                                                    sizes[i].bytes, NULL };
         cr_assert_eq(tspool_checkpoint_find(checkpoint, sizes[i].name, &requests[i].tensor), 0);
     }
-    cr_assert_eq(tspool_checkpoint_read(checkpoint, requests, SIZE_COUNT, piece_arrived, &pieces, &failure), 0, "%s", failure.message);
+    cr_assert_eq(tspool_checkpoint_read(checkpoint, requests, SIZE_COUNT, piece_arrived, &pieces, &failure), 0, "%s",
+                 failure.message);
     for (size_t i = 0; i < SIZE_COUNT; i++) {
         cr_assert_eq(pieces.calls[i], 1, "%s", sizes[i].name);
         free(requests[i].data);
@@ -283,7 +289,8 @@ Test(read, of_a_damaged_leaf_names_tensor_file_and_range, .init = setup, .fini =
     tspool_checkpoint_close(checkpoint);
     trusting.unverified = 1;
     checkpoint = opened(path_of(root, "step"), &trusting);
-    cr_assert_eq(tspool_checkpoint_read(checkpoint, &request, 1, NULL, NULL, &failure), 0, "asked for explicitly: %s", failure.message);
+    cr_assert_eq(tspool_checkpoint_read(checkpoint, &request, 1, NULL, NULL, &failure), 0, "asked for explicitly: %s",
+                 failure.message);
     cr_assert_neq(memcmp(memory, sizes[1].data, 9 << 20), 0);
     tspool_checkpoint_close(checkpoint);
     made_free(sizes, SIZE_COUNT);

@@ -121,7 +121,8 @@ Test(slice, outside_the_shape_is_refused_without_overflow)
 
 Test(slice, of_elements_smaller_than_a_byte_must_cut_between_bytes)
 {
-    uint64_t shape[] = { 4, 6 }, even[] = { 1, 2 }, odd[] = { 1, 1 }, two[] = { 2, 2 }, three[] = { 2, 3 }, row[] = { 1, 0 }, full[] = { 2, 6 };
+    uint64_t shape[] = { 4, 6 }, even[] = { 1, 2 }, odd[] = { 1, 1 }, two[] = { 2, 2 }, three[] = { 2, 3 }, row[] = { 1, 0 },
+        full[] = { 2, 6 };
     struct slice slice;
     const char *reason;
 

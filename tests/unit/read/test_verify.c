@@ -69,7 +69,8 @@ static int verify(const char *path, struct found *found, struct tspool_verify_re
 
 static void make(const char *name)
 {
-    struct made_checkpoint made = { tensors, COUNT, .per_file = 3, .object = "an object", .step = "7", .alias = "tied", .alias_of = "small" };
+    struct made_checkpoint made = { tensors, COUNT, .per_file = 3, .object = "an object", .step = "7", .alias = "tied",
+                                    .alias_of = "small" };
 
     made_checkpoint(path_of(root, name), &made);
 }
