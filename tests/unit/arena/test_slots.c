@@ -5,9 +5,11 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #define MIB (1ull << 20)
 
@@ -84,26 +86,52 @@ Test(arena, full_arena_times_out_with_the_reason)
     arena_destroy(arena);
 }
 
-struct waiter { struct arena *arena; bool cancelled; uint32_t slot; int result; };
+struct waiter { struct arena *arena; bool cancelled; uint32_t slot; int result; pid_t tid; pthread_t thread; };
 
 static void *wait_for_slot(void *argument)
 {
     struct waiter *waiter = argument;
 
+    __atomic_store_n(&waiter->tid, gettid(), __ATOMIC_RELEASE);
     waiter->result = arena_acquire(waiter->arena, UINT64_MAX, &waiter->cancelled, &waiter->slot, NULL);
     return NULL;
+}
+
+static char thread_state(pid_t tid)
+{
+    char path[64], state = '?';
+    FILE *stat;
+
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", tid);
+    stat = fopen(path, "r");
+    if (stat && fscanf(stat, "%*d (%*[^)]) %c", &state) != 1)
+        state = '?';
+    if (stat)
+        fclose(stat);
+    return state;
+}
+
+/* Returns when the thread sleeps in arena_acquire: a wake-up before that would prove nothing. */
+static void waiter_start(struct waiter *waiter)
+{
+    pid_t tid;
+
+    take(waiter->arena);
+    take(waiter->arena);
+    cr_assert_eq(pthread_create(&waiter->thread, NULL, wait_for_slot, waiter), 0);
+    do {
+        sched_yield();
+        tid = __atomic_load_n(&waiter->tid, __ATOMIC_ACQUIRE);
+    } while (tid == 0 || thread_state(tid) != 'S');
 }
 
 Test(arena, release_wakes_a_waiting_thread)
 {
     struct waiter waiter = { .arena = arena_of(32 * MIB), .slot = ARENA_NO_SLOT };
-    pthread_t thread;
 
-    take(waiter.arena);
-    take(waiter.arena);
-    cr_assert_eq(pthread_create(&thread, NULL, wait_for_slot, &waiter), 0);
+    waiter_start(&waiter);
     arena_release(waiter.arena, 1);
-    pthread_join(thread, NULL);
+    pthread_join(waiter.thread, NULL);
     cr_expect_eq(waiter.result, 0);
     cr_expect_eq(waiter.slot, 1);
     arena_destroy(waiter.arena);
@@ -112,15 +140,12 @@ Test(arena, release_wakes_a_waiting_thread)
 Test(arena, wake_lets_a_cancelled_waiter_go)
 {
     struct waiter waiter = { .arena = arena_of(32 * MIB), .slot = ARENA_NO_SLOT };
-    pthread_t thread;
 
-    take(waiter.arena);
-    take(waiter.arena);
-    cr_assert_eq(pthread_create(&thread, NULL, wait_for_slot, &waiter), 0);
+    waiter_start(&waiter);
     arena_wake(waiter.arena); /* without a reason: it goes on waiting */
     __atomic_store_n(&waiter.cancelled, true, __ATOMIC_RELEASE);
     arena_wake(waiter.arena);
-    pthread_join(thread, NULL);
+    pthread_join(waiter.thread, NULL);
     cr_expect_eq(waiter.result, -ECANCELED);
     cr_expect_eq(waiter.slot, ARENA_NO_SLOT);
     arena_destroy(waiter.arena);
