@@ -61,7 +61,8 @@ static float dot(const float *restrict a, const float *restrict b, size_t count)
 
 /* to[row] = bias + from[row] * weight, for a weight of from_count rows. A weight's row serves the whole batch while it is
  * in the cache. */
-static void layer_forward(float *to, size_t to_count, const float *from, size_t from_count, const float *weight, const float *bias)
+static void layer_forward(float *to, size_t to_count, const float *from, size_t from_count, const float *weight,
+                          const float *bias)
 {
     for (size_t row = 0; row < MODEL_BATCH; row++)
         memcpy(to + row * to_count, bias, to_count * sizeof *to);

@@ -185,7 +185,8 @@ static void flight_report(struct saver *saver, const struct flight *flight)
         return;
     if (result.outcome == TSPOOL_OUTCOME_PUBLISHED) {
         saver->published_step = flight->step;
-        printf("          checkpoint step-%08llu published: %.1f MB, safe after %.1f ms, of which training stood still for %.1f ms\n",
+        printf("          checkpoint step-%08llu published: %.1f MB, safe after %.1f ms, of which training stood still for "
+               "%.1f ms\n",
                (unsigned long long)flight->step, (double)result.file_bytes * 1e-6, (double)result.published_ns * 1e-6,
                (double)result.stall_ns * 1e-6);
     } else {
@@ -365,7 +366,8 @@ static void progress_print(uint64_t step, double loss_sum, uint64_t steps, uint6
     fflush(stdout);
 }
 
-static void train(const struct settings *settings, struct model *model, struct lessons *lessons, struct saver *saver, uint64_t step)
+static void train(const struct settings *settings, struct model *model, struct lessons *lessons, struct saver *saver,
+                  uint64_t step)
 {
     const uint8_t *contexts[MODEL_BATCH];
     uint8_t targets[MODEL_BATCH];
@@ -439,7 +441,8 @@ static uint64_t number_take(const char *option, const char *text, uint64_t most)
     errno = 0;
     number = strtoull(text, &end, 10);
     if (errno || *end || end == text || *text == '-' || number < 1 || number > most) {
-        fprintf(stderr, "trainer: --%s takes a whole number from 1 to %llu, not \"%s\"\n", option, (unsigned long long)most, text);
+        fprintf(stderr, "trainer: --%s takes a whole number from 1 to %llu, not \"%s\"\n", option, (unsigned long long)most,
+                text);
         exit(2);
     }
     return number;
@@ -451,7 +454,8 @@ static void settings_take(struct settings *settings, int argc, char **argv)
         { "root", required_argument, NULL, 'r' }, { "resume", no_argument, NULL, 'c' }, { "steps", required_argument, NULL, 'n' },
         { "save-every", required_argument, NULL, 's' }, { "print-every", required_argument, NULL, 'p' },
         { "background", no_argument, NULL, 'b' }, { "hidden", required_argument, NULL, 'u' },
-        { "seed", required_argument, NULL, 'e' }, { "text", required_argument, NULL, 't' }, { "keep", required_argument, NULL, 'k' },
+        { "seed", required_argument, NULL, 'e' }, { "text", required_argument, NULL, 't' },
+        { "keep", required_argument, NULL, 'k' },
         { "final-digest", no_argument, NULL, 'd' }, { "writer", required_argument, NULL, 'w' },
         { "help", no_argument, NULL, 'h' }, { NULL, 0, NULL, 0 },
     };
@@ -482,7 +486,8 @@ static void settings_take(struct settings *settings, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    struct settings settings = { .text = EXAMPLE_TEXT, .steps = 600, .save_every = 50, .print_every = 50, .seed = 1, .hidden = 1024 };
+    struct settings settings = { .text = EXAMPLE_TEXT, .steps = 600, .save_every = 50, .print_every = 50, .seed = 1,
+                                 .hidden = 1024 };
     struct lessons lessons;
     struct model model;
     int status;

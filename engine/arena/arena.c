@@ -279,7 +279,8 @@ static int acquire_round(struct arena *arena, uint64_t deadline_ns, const bool *
     return -EAGAIN;
 }
 
-int arena_acquire(struct arena *arena, uint64_t deadline_ns, const bool *cancelled, uint32_t *slot, struct tspool_failure *failure)
+int arena_acquire(struct arena *arena, uint64_t deadline_ns, const bool *cancelled, uint32_t *slot,
+                  struct tspool_failure *failure)
 {
     uint32_t found = ARENA_NO_SLOT;
     int error;

@@ -42,7 +42,8 @@ int arena_populate(struct arena *arena, uint64_t bytes, struct tspool_failure *f
  * with all in use it waits until deadline_ns (CLOCK_MONOTONIC; UINT64_MAX: for ever): -ETIMEDOUT. -ECANCELED after
  * arena_wake was called with *cancelled true (store it atomically, or with release order, before arena_wake). -ENOMEM
  * when the cap has room but memory has not. */
-int arena_acquire(struct arena *arena, uint64_t deadline_ns, const bool *cancelled, uint32_t *slot, struct tspool_failure *failure);
+int arena_acquire(struct arena *arena, uint64_t deadline_ns, const bool *cancelled, uint32_t *slot,
+                  struct tspool_failure *failure);
 /* A run of `count` adjacent slots, all free, without waiting for a release: 0, or -EAGAIN. *first is the lowest.
  * Populates what is missing when the cap has room: then also -ENOMEM, or the hook's error, with the record. */
 int arena_acquire_run(struct arena *arena, uint32_t count, uint32_t *first, struct tspool_failure *failure);

@@ -70,7 +70,8 @@ static void room_tighten(struct memory_room *room, uint64_t bytes, const char *l
 
 struct cgroup_files { const char *limits[2], *usage, *reclaimable; };
 static const struct cgroup_files cgroup_v2 = { { "memory.max", "memory.high" }, "memory.current", "inactive_file" };
-static const struct cgroup_files cgroup_v1 = { { "memory.limit_in_bytes", NULL }, "memory.usage_in_bytes", "total_inactive_file" };
+static const struct cgroup_files cgroup_v1 = { { "memory.limit_in_bytes", NULL }, "memory.usage_in_bytes",
+                                               "total_inactive_file" };
 
 /* What `directory` uses and cannot give back: clean page cache counts as used in a cgroup, but it yields. */
 static uint64_t cgroup_held(const char *directory, const struct cgroup_files *files)

@@ -24,7 +24,8 @@ int channel_create(int ends[2], struct tspool_failure *failure);
  * CLONE_PIDFD | CLONE_VM | CLONE_VFORK, so a 500 GB trainer pays nothing. Signals: default dispositions, empty mask.
  * `excluded_cpus` (NULL: none) is taken out of the affinity. The caller closes its copy of the child's end.
  * Failure: path, errno and cause (not executable, noexec mount, RLIMIT_NPROC, ...). */
-int child_spawn(const char *path, int channel_end, const char *excluded_cpus, struct child *child, struct tspool_failure *failure);
+int child_spawn(const char *path, int channel_end, const char *excluded_cpus, struct child *child,
+                struct tspool_failure *failure);
 /* SIGKILL through the pidfd; fine when it is gone. */
 void child_kill(const struct child *child);
 void child_signal(const struct child *child, int signal);

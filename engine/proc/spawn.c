@@ -203,7 +203,8 @@ static int child_make(struct workshop *shop, struct child *child, struct tspool_
     return 0;
 }
 
-int child_spawn(const char *path, int channel_end, const char *excluded_cpus, struct child *child, struct tspool_failure *failure)
+int child_spawn(const char *path, int channel_end, const char *excluded_cpus, struct child *child,
+                struct tspool_failure *failure)
 {
     struct workshop *shop;
     struct cpus cpus;
