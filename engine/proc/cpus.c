@@ -92,3 +92,15 @@ int cpus_allowed(const char *excluded, struct cpus *cpus)
         *cpus = found;
     return error;
 }
+
+unsigned cpu_count(const char *excluded_cpus)
+{
+    struct cpus allowed;
+    unsigned count = 0;
+
+    if (cpus_allowed(excluded_cpus, &allowed) < 0)
+        return 1;
+    for (size_t i = 0; i < sizeof allowed.bits / sizeof allowed.bits[0]; i++)
+        count += (unsigned)__builtin_popcountl(allowed.bits[i]);
+    return count ? count : 1;
+}

@@ -36,8 +36,8 @@ void child_release(struct child *child, int *status);
 /* "exited with status 3", "was killed by signal 9 (Killed)", for records. */
 void child_describe(int status, char *text, size_t size);
 
-/* What the exec'd writer resets of its inheritance: signal mask and dispositions (SIGXFSZ, SIGPIPE ignored), nice 0 kept,
- * cwd "/", all descriptors above 3 closed, setsid, NO_NEW_PRIVS, not dumpable. 0 or -errno. */
+/* What the exec'd writer resets of its inheritance: signal mask and dispositions (SIGXFSZ, SIGPIPE, SIGHUP ignored), nice 0 kept,
+ * cwd "/", all descriptors above 3 closed, process group, NO_NEW_PRIVS, not dumpable. 0 or -errno. */
 int process_settle(void);
 /* SIGTERM as a readable descriptor (signalfd); -errno. */
 int process_term_fd(void);
@@ -45,5 +45,7 @@ int process_term_fd(void);
 /* A thread that blocks all signals and is called `name` (<= 15 bytes), kept off excluded CPUs ("0-3,8"; NULL: none). */
 int thread_start(pthread_t *thread, const char *name, const char *excluded_cpus, void *(*run)(void *), void *argument);
 int cpu_list_check(const char *list); /* 0 or -EINVAL */
+/* How many CPUs this process may use, less the excluded ones (NULL: none); 1 when it cannot be told. */
+unsigned cpu_count(const char *excluded_cpus);
 
 #endif

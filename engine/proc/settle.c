@@ -24,6 +24,7 @@ static void signals_settle(void)
         sigaction(signal, &by_default, NULL);
     sigaction(SIGXFSZ, &ignore, NULL); /* then RLIMIT_FSIZE is EFBIG, which can be reported */
     sigaction(SIGPIPE, &ignore, NULL); /* then a dead trainer is EPIPE */
+    sigaction(SIGHUP, &ignore, NULL);  /* then it outlives the terminal */
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
@@ -40,11 +41,14 @@ static void descriptors_settle(void)
         close((int)fd);
 }
 
+/* A process group of its own keeps Ctrl-C away. Not a session of its own: where the kernel groups sessions for scheduling
+ * (sched_autogroup, on by default outside of CPU cgroups) the writer's hashing would get as much CPU as the whole trainer, whatever
+ * its nice value, and the trainer's copying would wait for it. */
 int process_settle(void)
 {
     signals_settle();
     descriptors_settle();
-    if (setsid() < 0 && errno != EPERM) /* EPERM: it leads a session already, child_spawn saw to that */
+    if (setpgid(0, 0) < 0 && errno != EPERM) /* EPERM: it leads a session already */
         return -errno;
     if (chdir("/") < 0)
         return -errno;

@@ -104,7 +104,7 @@ UNHOOKED static int child_main(void *argument)
     child_reset_signals();
     if (child_arrange_descriptors(recipe))
         return 127;
-    syscall(SYS_setsid); /* Ctrl-C in the trainer's terminal must not reach the writer, from the first moment on */
+    syscall(SYS_setpgid, 0, 0); /* Ctrl-C in the trainer's terminal must not reach the writer, from the first moment on */
     if (syscall(SYS_sched_setaffinity, 0, sizeof recipe->cpus, &recipe->cpus) < 0 && recipe->cpus_matter)
         return child_failed(recipe, "sched_setaffinity");
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &empty_mask, NULL, (size_t)KERNEL_SIGSET_BYTES);

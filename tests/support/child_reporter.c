@@ -62,7 +62,7 @@ static void report(const char *name)
     report_descriptors(out);
     report_status(out);
     fprintf(out, "argv0: %s\nenviron: %d\nleader: %d\ncwd: %s\nno_new_privs: %d\ndumpable: %d\n", name, variables,
-            getsid(0) == getpid(), getcwd(directory, sizeof directory), prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0),
+            getpgrp() == getpid() && getsid(0) == getsid(getppid()), getcwd(directory, sizeof directory), prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0),
             prctl(PR_GET_DUMPABLE));
     fclose(out);
     send(CHANNEL, text, strlen(text), MSG_NOSIGNAL);

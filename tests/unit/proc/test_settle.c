@@ -26,7 +26,7 @@ Test(settle, writer_stands_alone)
     cr_expect_str_eq(report_line(&spawned, "no_new_privs:"), "no_new_privs: 1");
     cr_expect_str_eq(report_line(&spawned, "dumpable:"), "dumpable: 0");
     cr_expect_str_eq(report_line(&spawned, "SigBlk:"), "SigBlk:\t0000000000000000");
-    cr_expect_str_eq(report_line(&spawned, "SigIgn:"), "SigIgn:\t0000000001001000"); /* SIGPIPE 13, SIGXFSZ 25 */
+    cr_expect_str_eq(report_line(&spawned, "SigIgn:"), "SigIgn:\t0000000001001001"); /* SIGHUP 1, SIGPIPE 13, SIGXFSZ 25 */
     spawned_end(&spawned);
 }
 
