@@ -60,6 +60,7 @@ static bool compose_begin(struct supervisor *supervisor, struct tspool_save *sav
     message_init(&supervisor->link.outgoing, MESSAGE_BEGIN, &save->attempt);
     memcpy(begin->name, save->name, strlen(save->name) + 1);
     begin->replace = save->replace;
+    begin->hash_late = supervisor->settings.cpus_are_few && save->replayable && save->staging != TSPOOL_STAGING_CALLER;
     begin->sheet_bytes = save->layout->sheet_bytes;
     begin->appendix_bytes = save->appendix_bytes;
     begin->deadline_ns = save->deadline_ns;

@@ -141,6 +141,7 @@ static struct supervisor_settings supervisor_settings_of(const struct tspool *sp
     struct supervisor_settings settings = {
         .start_timeout_ns = options->start_timeout_ns, .heartbeat_ns = options->heartbeat_ns,
         .arena_fd = arena_fd(spool->arena), .root_fd = spool->root_fd, .trainer_pidfd = spool->self_pidfd,
+        .cpus_are_few = cpu_count(options->excluded_cpus) <= options->staging_threads + options->hash_threads,
         .hello = { .version = TSPOOL_VERSION, .arena_bytes = arena_bytes(spool->arena), .chunk_bytes = CHUNK_BYTES,
                    .bytes_per_second = options->bytes_per_second, .heartbeat_ns = options->heartbeat_ns,
                    .item_bytes = options->item_bytes, .depth = options->depth, .io = options->io,

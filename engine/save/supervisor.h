@@ -16,6 +16,7 @@ struct supervisor_settings {
     uint64_t start_timeout_ns, heartbeat_ns;
     struct message_hello hello;         /* sent to each writer */
     int arena_fd, root_fd, trainer_pidfd;
+    bool cpus_are_few;                  /* copying and hashing at once would take turns on the same CPUs */
 };
 
 struct supervisor {

@@ -66,7 +66,7 @@ static bool begin_is_sane(const struct message *message)
     const char *reason;
 
     return is_terminated(begin->name, sizeof(begin->name)) && checkpoint_name_check(begin->name, &reason) == 0 &&
-           is_flag(begin->replace) &&
+           is_flag(begin->replace) && is_flag(begin->hash_late) &&
            begin->sheet_bytes >= sizeof(struct sheet_front) && begin->sheet_bytes <= TEXT_BYTES_MAX &&
            begin->appendix_bytes >= sizeof(struct appendix_front) && begin->appendix_bytes <= TEXT_BYTES_MAX;
 }

@@ -53,6 +53,7 @@ struct message_ready {
 struct message_begin {
     char name[181];                       /* the checkpoint's */
     uint8_t replace;
+    uint8_t hash_late;                    /* leaves are hashed once all chunks are staged: the trainer's copying needs the CPUs */
     uint64_t sheet_bytes, appendix_bytes; /* sizes of the sealed memfds; see wire/sheet.h */
     uint64_t deadline_ns;                 /* allowed between the last STAGED and DURABLE; 0: none */
 };                                        /* fds: sheet, appendix */

@@ -214,12 +214,18 @@ void hash_queue_drop(struct job *job)
     job->hashes.last = NULL;
 }
 
+/* On few CPUs hashing would take them from the copying that the trainer waits for; the disk is the longer part anyway. */
+static bool hashes_are_due(const struct job *job)
+{
+    return job->hashes.first && !job->failed && (!job->hash_late || job_is_staged(job));
+}
+
 void hashing_pump(struct writer *writer)
 {
     struct hashing *hashing = &writer->hashing;
 
     for (struct job *job = writer->first_job; job; job = job->next)
-        while (hashing->in_flight < hashing->limit && job->hashes.first && !job->failed) {
+        while (hashing->in_flight < hashing->limit && hashes_are_due(job)) {
             struct hash_task *hash = job->hashes.first;
 
             job->hashes.first = hash->next;

@@ -327,6 +327,7 @@ int job_create(struct writer *writer, const struct message *begin, const int *fd
     hidden_name_make(made->name, made->attempt.save_id, made->hidden);
     part_name_make(writer->settings.hello.rank, made->part);
     made->replace = begin->begin.replace;
+    made->hash_late = begin->begin.hash_late;
     made->allowed_ns = begin->begin.deadline_ns;
     made->expires_ns = IO_FOREVER;
     made->answer = MESSAGE_FAILED;

@@ -108,7 +108,7 @@ struct job {
     struct job *next;
     struct attempt attempt;
     char name[CHECKPOINT_NAME_MAX + 1], hidden[HIDDEN_NAME_MAX + 1], part[SHARD_FILE_NAME_MAX + 1];
-    bool replace;
+    bool replace, hash_late;
     uint64_t allowed_ns, expires_ns;      /* from the last STAGED to DURABLE; 0 and IO_FOREVER: no limit */
 
     enum job_state state;

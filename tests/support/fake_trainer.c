@@ -318,6 +318,7 @@ void fake_begin(struct fake_trainer *trainer, struct fake_save *save, const stru
     message_init(&message, MESSAGE_BEGIN, &save->attempt);
     snprintf(message.begin.name, sizeof(message.begin.name), "%s", name);
     message.begin.replace = replace;
+    message.begin.hash_late = trainer->settings.hash_late;
     message.begin.deadline_ns = trainer->settings.deadline_ns;
     message.begin.sheet_bytes = state->sheet_size;
     message.begin.appendix_bytes = state->appendix_size;

@@ -45,7 +45,7 @@ struct fake_settings {
     uint64_t bytes_per_second, deadline_ns;
     uint32_t item_bytes, depth;  /* 0: 512 KiB, 16 */
     enum tspool_io io;
-    bool buffered, registered;
+    bool buffered, registered, hash_late;
     bool mortal;                 /* HELLO carries the pidfd of a child that fake_trainer_kill kills */
     const char *root;            /* NULL: a fresh directory below /tmp, removed at the end */
     struct writer_host host;     /* io_create and io_context are taken over */

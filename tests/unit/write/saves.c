@@ -150,6 +150,38 @@ Test(write, library_of_another_version_is_refused)
     fake_trainer_end(&trainer);
 }
 
+/* The trainer copies while it stands still: on few CPUs nothing else may take them before the last chunk is staged. */
+Test(write, asked_to_hash_late_it_hashes_nothing_before_the_last_chunk)
+{
+    struct tap tap = { .rule = { .kind = OP_NONE } };
+    struct fake_settings settings = { .arena_bytes = MIB(96), .io = TSPOOL_IO_THREADS, .hash_late = true,
+                                      .host = { .io_create = tap_io_create, .io_context = &tap } };
+    struct fake_trainer trainer;
+    struct fake_state state;
+    struct fake_save save;
+    struct message message;
+
+    fake_state_init(&state, 6, LARGE_FILES, 2);
+    fake_trainer_start(&trainer, &settings);
+    fake_begin(&trainer, &save, &state, "step", false);
+    fake_await(&trainer, &save, MESSAGE_PREPARED);
+    for (uint32_t i = 1; i < LARGE_CHUNKS; i++)
+        fake_stage(&trainer, &save, i, i);
+    message_init(&message, MESSAGE_PING, NULL);
+    fake_send(&trainer, &message, NULL, 0);
+    cr_assert(fake_receive(&trainer, &message));
+    cr_expect_eq(message.kind, MESSAGE_PONG, "the chunks before it were taken, and none was released");
+    cr_expect_eq(tap.counts[OP_COMPUTE], 1, "the sheet was read, nothing was hashed");
+    fake_stage(&trainer, &save, 0, 0);
+    cr_expect_eq(fake_await_end(&trainer, &save), MESSAGE_PUBLISHED);
+    cr_expect_eq(save.released_count, LARGE_CHUNKS);
+    fake_trainer_close(&trainer, false);
+    fake_expect_published(&trainer, &state, "step");
+    fake_trainer_end(&trainer);
+    fake_state_deinit(&state);
+    tap_deinit(&tap);
+}
+
 Test(write, ping_is_answered_while_a_save_waits)
 {
     struct fake_settings settings = { .io = TSPOOL_IO_THREADS };
@@ -346,7 +378,7 @@ Test(write, commit_keeps_its_order)
 Test(write, bandwidth_cap_holds_writes_back)
 {
     struct tap tap = { .rule = { .kind = OP_NONE } };
-    struct fake_settings settings = { .io = TSPOOL_IO_THREADS, .bytes_per_second = MIB(64), .item_bytes = 65536, .depth = 4,
+    struct fake_settings settings = { .io = TSPOOL_IO_THREADS, .bytes_per_second = MIB(16), .item_bytes = 65536, .depth = 4,
                                       .host = { .io_create = tap_io_create, .io_context = &tap } };
     struct fake_file file = { "model.safetensors", MIB(4), { MIB(4) - 4096 }, 1 };
     struct fake_trainer trainer;
