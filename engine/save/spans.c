@@ -58,6 +58,7 @@ static void chunk_finish(struct tspool_save *save, struct open_chunk *open)
     open_close(&save->spans, open);
     if (save_is_ending(save)) {
         save_free_slot(save, chunk);
+        roster_wake(save->roster); /* the supervisor waits for the spans that are out before it lets go of the save */
         return;
     }
     chunk_pad(save, chunk, arena_slot(save->arena, save->slots[chunk]));
@@ -87,8 +88,10 @@ static int chunk_open(struct tspool_save *save, uint64_t deadline_ns, struct tsp
         if (error == 0)
             save->slots[chunk] = slot;
     }
-    if (save_is_ending(save))
+    if (save_is_ending(save)) {
+        roster_wake(save->roster);
         return -ECANCELED;
+    }
     if (error < 0)
         return error;
     open = calloc(1, sizeof(*open));
