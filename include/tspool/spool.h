@@ -40,7 +40,7 @@ struct tspool_options {
     uint64_t arena_bytes;              /* cap of the arena, rounded up to 16 MiB, at least 32 MiB.
                                         * 0: at most half of what cgroup and MemAvailable leave at open, divided by local_ranks */
     uint32_t item_bytes;               /* one write: a multiple of 4096, 4 KiB..16 MiB; 0: 512 KiB */
-    uint32_t depth;                    /* writes in flight, 1..1024; 0: 16 */
+    uint32_t depth;                    /* writes in flight, 1..1024; 0: 32 */
     enum tspool_io io;
     enum tspool_isolation isolation;
     uint64_t bytes_per_second;         /* cap of the write bandwidth; 0: none */
