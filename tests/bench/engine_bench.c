@@ -1,6 +1,7 @@
 /* bench/engine_bench.c - one trainer with a warm arena that measures on command, so that bench.py can interleave it with fio.
  *
  *     engine_bench --root DIR --writer PATH --state gpt2|small [--io uring|threads] [--background]
+ *                  [--hash-threads N] [--depth N]
  *
  * Reads a command per line, answers with one JSON object per line:
  *     save    a whole save: stall, durable time (commit inside), CPU of this process and of the writer, memory, page cache
@@ -297,7 +298,7 @@ static void bench_open(struct bench *bench, const struct tspool_options *options
 int main(int argc, char **argv)
 {
     static const struct option names[] = { { "root", 1, 0, 'r' }, { "writer", 1, 0, 'w' }, { "state", 1, 0, 's' }, { "io", 1, 0, 'i' },
-                                           { "background", 0, 0, 'b' }, { 0 } };
+                                           { "background", 0, 0, 'b' }, { "hash-threads", 1, 0, 'h' }, { "depth", 1, 0, 'd' }, { 0 } };
     struct tspool_options options = TSPOOL_OPTIONS_INIT;
     struct bench bench = { 0 };
     const char *state = "gpt2";
@@ -310,6 +311,8 @@ int main(int argc, char **argv)
         case 's': state = optarg; break;
         case 'i': options.io = !strcmp(optarg, "threads") ? TSPOOL_IO_THREADS : TSPOOL_IO_URING; break;
         case 'b': bench.background = true; break;
+        case 'h': options.hash_threads = (uint32_t)atoi(optarg); break;
+        case 'd': options.depth = (uint32_t)atoi(optarg); break;
         default: return 2;
         }
     bench.root = options.root;
