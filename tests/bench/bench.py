@@ -2,8 +2,8 @@
 
 usage: bench.py ENGINE_BENCH WRITER PLAN_BENCH [--dir DIR] [--rounds N] [--json FILE] [--only GROUP]
 
-Every round runs each contestant once, in shuffled order, on the same file system; ratios are taken within a round and the
-median of rounds is reported with its spread. Sync, hashing and commit are inside the clock; fio's clock has its fsync
+Every round runs each contestant once, in shuffled order, on the same file system. A ratio is one of medians over the rounds; its
+spread is that of the ratios within each round. Sync, hashing and commit are inside the clock; fio's clock has its fsync
 (end_fsync=1) and ends at the last byte durable. A measure during which other work took more than 15 % of the machine is marked
 and left out of the medians as long as five calm ones remain.
 """
@@ -141,11 +141,19 @@ class Table:
         row = self.rows.setdefault(name, {"values": [], "marked": [], "bar": bar, "above": above, "unit": unit})
         (row["marked"] if foreign > 0.15 else row["values"]).append(value)
 
+    def ratio(self, name, above, below, foreign=0.0, bar=None, at_least=True):
+        """above / below: seconds or rates of the same round."""
+        self.add(name, (above, below), foreign, bar, at_least)
+
     def summary(self):
         result = {}
         for name, row in self.rows.items():
             values = row["values"] if len(row["values"]) >= 5 else row["values"] + row["marked"]
-            median = statistics.median(values)
+            if isinstance(values[0], tuple):
+                median = statistics.median(above for above, _ in values) / statistics.median(below for _, below in values)
+                values = [above / below for above, below in values]
+            else:
+                median = statistics.median(values)
             bar = row["bar"]
             met = None if bar is None else (median >= bar if row["above"] else median <= bar)
             result[name] = {"median": median, "min": min(values), "max": max(values), "rounds": len(values), "marked": len(row["marked"]),
@@ -160,9 +168,8 @@ class Table:
             print(f"{name:58} {row['median']:9.4g} {row['min']:9.4g} {row['max']:9.4g} {row['rounds']:6} {row['marked']:6}   {bar}")
 
 
-def save_figures(table, label, result, fio_rate, bar):
-    rate = result["bytes"] / result["durable_s"]
-    table.add(f"{label}: durable throughput / tuned fio", rate / fio_rate, result["foreign"], bar)
+def save_figures(table, label, result, fio_seconds, bar):
+    table.ratio(f"{label}: durable throughput / tuned fio", fio_seconds, result["durable_s"], result["foreign"], bar)
     table.add(f"{label}: durable", result["durable_s"], result["foreign"], unit="s")
 
 
@@ -176,15 +183,14 @@ def big_round(table, engines, options, order):
         else:
             measured[who] = engines[who].save()
     job = measured["fio"]
-    fio_rate = job["bytes"] / (job["s"])
     table.add("tuned fio: durable", job["s"], job["foreign"], unit="s")
     gib = measured["now"]["bytes"] / GIB
-    save_figures(table, "save, uring, staging now", measured["now"], fio_rate, 0.95)
-    save_figures(table, "save, threads, staging now", measured["threads"], fio_rate, 0.92)
-    save_figures(table, "save, uring, staging background", measured["background"], fio_rate, None)
+    save_figures(table, "save, uring, staging now", measured["now"], job["s"], 0.95)
+    save_figures(table, "save, threads, staging now", measured["threads"], job["s"], 0.92)
+    save_figures(table, "save, uring, staging background", measured["background"], job["s"], None)
     now = measured["now"]
-    table.add("stall, staging now / best two-thread copy", now["stall_s"] / measured["copy"]["copy_s"],
-              max(now["foreign"], measured["copy"]["foreign"]), 1.1, above=False)
+    table.ratio("stall, staging now / best two-thread copy", now["stall_s"], measured["copy"]["copy_s"],
+                max(now["foreign"], measured["copy"]["foreign"]), 1.1, at_least=False)
     table.add("stall, staging now", now["stall_s"] * 1e3, now["foreign"], unit="ms")
     table.add("best two-thread copy", measured["copy"]["copy_s"] * 1e3, measured["copy"]["foreign"], unit="ms")
     table.add("stall, staging background, ms", measured["background"]["stall_s"] * 1e3, measured["background"]["foreign"], 20, False, "ms")
@@ -198,15 +204,14 @@ def read_round(table, engine, options):
     result = engine.ask("load")
     if result["wrong"]:
         sys.exit("bench: the load returned wrong bytes")
-    table.add("verified read / tuned fio read", (engine.bytes / result["load_s"]) / (job["bytes"] / job["s"]),
-              max(result["foreign"], job["foreign"]), 0.90)
+    table.ratio("verified read / tuned fio read", job["s"], result["load_s"], max(result["foreign"], job["foreign"]), 0.90)
     table.add("verified read", result["load_s"], result["foreign"], unit="s")
 
 
 def small_round(table, engine, options):
     job = fio(options, engine.bytes, "write")
     result = engine.save()
-    save_figures(table, "20,000 tensors of 1-16 KiB", result, job["bytes"] / job["s"], 0.75)
+    save_figures(table, "20,000 tensors of 1-16 KiB", result, job["s"], 0.75)
 
 
 def main():
