@@ -259,6 +259,38 @@ def a_copy_whose_writer_is_killed_fails_and_the_next_one_succeeds(root):
     done(tspool("verify", f"{root}/runs/slow"))
 
 
+def await_exit(pidfd):
+    """Of a process that is not our child."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    assert poller.poll(TIMEOUT * 1000), "the writer does not end"
+    os.close(pidfd)
+
+
+@test
+def a_copy_killed_after_it_was_staged_is_published_by_its_writer(root):
+    process, writer = started(root, "--rate", "20M", size=20_000_000)
+    staged = json.loads(process.stdout.readline())
+    assert staged["event"] == "staged", staged
+    pidfd = os.pidfd_open(writer)
+    process.kill()
+    process.communicate(timeout=TIMEOUT)
+    assert os.listdir(f"{root}/runs") != ["slow"], "published already: the kill came too late to show anything"
+    await_exit(pidfd)
+    assert os.listdir(f"{root}/runs") == ["slow"], os.listdir(f"{root}/runs")
+    done(tspool("verify", f"{root}/runs/slow"))
+
+
+@test
+def a_copy_killed_before_it_was_staged_is_swept_by_its_writer(root):
+    process, writer = started(root)
+    pidfd = os.pidfd_open(writer)
+    process.kill()
+    process.communicate(timeout=TIMEOUT)
+    await_exit(pidfd)
+    assert os.listdir(f"{root}/runs") == [], os.listdir(f"{root}/runs")
+
+
 # Looking ----------------------------------------------------------------------------------------------------------------
 
 @test
