@@ -250,6 +250,9 @@ def interrupting_a_copy_leaves_nothing_and_ends_with_130(root):
 @test
 def a_copy_whose_writer_is_killed_fails_and_the_next_one_succeeds(root):
     process, writer = started(root)
+    deadline = time.monotonic() + TIMEOUT
+    while not os.listdir(f"{root}/runs"):  # a save that was not begun would go to the next writer
+        assert time.monotonic() < deadline
     os.kill(writer, signal.SIGKILL)
     output, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1 and one_line(errors), (process.returncode, errors)
@@ -274,7 +277,7 @@ def a_copy_killed_after_it_was_staged_is_published_by_its_writer(root):
     assert staged["event"] == "staged", staged
     pidfd = os.pidfd_open(writer)
     process.kill()
-    process.communicate(timeout=TIMEOUT)
+    process.wait(timeout=TIMEOUT)
     assert os.listdir(f"{root}/runs") != ["slow"], "published already: the kill came too late to show anything"
     await_exit(pidfd)
     assert os.listdir(f"{root}/runs") == ["slow"], os.listdir(f"{root}/runs")
@@ -286,7 +289,7 @@ def a_copy_killed_before_it_was_staged_is_swept_by_its_writer(root):
     process, writer = started(root)
     pidfd = os.pidfd_open(writer)
     process.kill()
-    process.communicate(timeout=TIMEOUT)
+    process.wait(timeout=TIMEOUT)
     await_exit(pidfd)
     assert os.listdir(f"{root}/runs") == [], os.listdir(f"{root}/runs")
 
