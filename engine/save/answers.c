@@ -115,6 +115,16 @@ static int answer_progress(struct supervisor *supervisor, struct tspool_save *sa
     return 0;
 }
 
+/* What lies in the channel is delivered even when we are killed now. */
+void supervisor_told(struct supervisor *supervisor)
+{
+    const struct message *message = &supervisor->link.outgoing;
+    struct tspool_save *save = message->kind == MESSAGE_STAGED ? save_find(supervisor->roster, &message->attempt) : NULL;
+
+    if (save && save->staged_sent == save_plan(save)->chunk_count)
+        save_reach(save, TSPOOL_STAGED, save->staged_at_ns);
+}
+
 /* Verdicts ---------------------------------------------------------------------------------------------------------- */
 
 /* The tensor that has a byte at that place of a shard file; empty when none has. */

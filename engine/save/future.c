@@ -135,10 +135,8 @@ void save_chunk_staged(struct tspool_save *save, uint32_t chunk)
     save->chunks[chunk] = CHUNK_STAGED;
     save->staged[save->staged_count++] = chunk;
     save->result.staged_bytes += plan_chunk_at(save_plan(save), chunk).size;
-    if (save->staged_count > last) {
-        save->staged_at_ns = monotonic_ns();
-        save_reach(save, TSPOOL_STAGED, save->staged_at_ns);
-    }
+    if (save->staged_count > last)
+        save->staged_at_ns = monotonic_ns(); /* STAGED is reached when the writer was told: from then on it outlives us */
     roster_wake(save->roster);
 }
 

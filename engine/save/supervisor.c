@@ -190,6 +190,8 @@ static void sent(struct supervisor *supervisor, int64_t result)
         supervisor->roster->close_sent = true;
         roster_changed(supervisor->roster);
     }
+    if (result >= 0)
+        supervisor_told(supervisor);
     /* EPIPE, ECONNRESET: it is dying; the pidfd is believed, not the socket. */
 }
 

@@ -46,6 +46,8 @@ void supervisor_deinit(struct supervisor *supervisor);
 
 /* answers.c: what the writer says. 0, or -EPROTO, -EBADMSG when it makes no sense. Lock held. */
 int supervisor_answer(struct supervisor *supervisor, const struct message *message);
+/* answers.c: a message was sent. The last STAGED of a save makes it STAGED for its caller too. Lock held. */
+void supervisor_told(struct supervisor *supervisor);
 /* outbox.c: composes the next message that is due into link.outgoing; false when there is none. Lock held, given away
  * while texts are composed. */
 bool supervisor_compose(struct supervisor *supervisor, int fds[OP_FDS_MAX], unsigned *fd_count);
