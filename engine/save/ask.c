@@ -148,7 +148,7 @@ void tspool_save_free(struct tspool_save *save)
     failure_set(&failure, TSPOOL_STAGE_STAGE, ECANCELED, FAILURE_AT(.operation = "free", .path = save->name),
                 "the save was freed before its caller had filled all spans");
     pthread_mutex_lock(&roster->lock);
-    if (save->is_active && save->staging == TSPOOL_STAGING_CALLER && save->result.level < TSPOOL_STAGED) {
+    if (save->is_active && save->staging == TSPOOL_STAGING_CALLER && !save_is_copied(save)) {
         spans_deinit(&save->spans);
         save_give_up(save, &failure);
     }

@@ -9,7 +9,7 @@
 /* For sweeping what is aborted, for CLOSE to go out, for a writer with nothing to publish to end. */
 #define CLOSE_GRACE_NS (5 * (uint64_t)1000000000)
 
-static bool is_whole(const struct tspool_save *save) { return save->result.level >= TSPOOL_STAGED; }
+static bool is_whole(const struct tspool_save *save) { return save_is_copied(save); }
 
 static uint32_t unfinished_give_up(struct roster *roster, enum tspool_close_mode mode)
 {

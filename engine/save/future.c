@@ -32,6 +32,8 @@ void save_tensor(const struct tspool_save *save, size_t index, struct tspool_ten
         tensor->data = save->data[index];
 }
 
+bool save_is_copied(const struct tspool_save *save) { return save->staged_at_ns != 0; }
+
 bool save_is_ending(const struct tspool_save *save) { return __atomic_load_n(&save->cancelled, __ATOMIC_RELAXED); }
 
 int save_error(const struct tspool_save *save)

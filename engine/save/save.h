@@ -110,6 +110,8 @@ const struct plan *save_plan(const struct tspool_save *save);
 
 /* All of the following with roster->lock held. --------------------------------------------------------------------- */
 
+/* Every chunk is complete; the writer may not have been told yet, which is when STAGED is reached. Lock held. */
+bool save_is_copied(const struct tspool_save *save);
 /* Given up, failed, or without its writer: nothing is staged any more. */
 bool save_is_ending(const struct tspool_save *save);
 /* What waits of a failed or ending save return: -errno of the failure, -ESTALE for UNKNOWN. */
