@@ -1,11 +1,15 @@
 """Measures the engine against fio in the same rounds and prints a table and JSON.
 
 usage: bench.py ENGINE_BENCH WRITER PLAN_BENCH [--dir DIR] [--rounds N] [--json FILE] [--only GROUP]
+                [--previous ENGINE_BENCH WRITER]
 
 Every round runs each contestant once, in shuffled order, on the same file system. A ratio is one of medians over the rounds; its
 spread is that of the ratios within each round. Sync, hashing and commit are inside the clock; fio's clock has its fsync
 (end_fsync=1) and ends at the last byte durable. A measure during which other work took more than 15 % of the machine is marked
 and left out of the medians as long as five calm ones remain.
+
+--previous takes part in the rounds of the save with the engine of another build (another tree's build/tests/bench/engine-bench and
+build/tools/tspool-writer): what a change costs.
 """
 import argparse
 import json
@@ -42,10 +46,11 @@ def own_cpu(pids):
 class Engine:
     """One engine_bench process: a trainer with a warm arena."""
 
-    def __init__(self, options, name, state, io="uring", background=False):
+    def __init__(self, options, name, state, io="uring", background=False, build=None):
         self.name, self.root = name, os.path.join(options.dir, name)
         os.makedirs(self.root)
-        command = [options.engine, "--root", self.root, "--writer", options.writer, "--state", state, "--io", io]
+        engine, writer = build or (options.engine, options.writer)
+        command = [engine, "--root", self.root, "--writer", writer, "--state", state, "--io", io]
         self.process = subprocess.Popen(command + ["--background"] * background, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.bytes = json.loads(self.process.stdout.readline())["bytes"]
 
@@ -67,8 +72,8 @@ class Engine:
         result["foreign"] = max(0.0, foreign) / (time.monotonic() - started) / os.cpu_count()
         return result
 
-    def save(self):
-        result = self.ask("save")
+    def save(self, command="save"):
+        result = self.ask(command)
         for name in sorted(os.listdir(self.root))[:-1]:  # keep the last for load; outside the clock
             shutil.rmtree(os.path.join(self.root, name))
         os.sync()
@@ -173,13 +178,22 @@ def save_figures(table, label, result, fio_seconds, bar):
     table.add(f"{label}: durable", result["durable_s"], result["foreign"], unit="s")
 
 
+def killed_figures(table, killed, undisturbed):
+    if killed["attempts"] != 2:
+        sys.exit(f"bench: the save of the killed writer took {killed['attempts']} attempts, not 2")
+    table.ratio("save, writer killed half way: durable time / undisturbed", killed["durable_s"], undisturbed["durable_s"],
+                killed["foreign"], 2.5, at_least=False)
+
+
 def big_round(table, engines, options, order):
     measured = {}
     for who in order:
         if who == "fio":
             measured["fio"] = fio(options, engines["now"].bytes, "write")
-        elif who == "copy":
-            measured["copy"] = engines["now"].ask("copy")
+        elif who in ("copy", "bare"):
+            measured[who] = engines["now"].ask(who)
+        elif who == "killed":
+            measured["killed"] = engines["killed"].save("killed")
         else:
             measured[who] = engines[who].save()
     job = measured["fio"]
@@ -188,7 +202,13 @@ def big_round(table, engines, options, order):
     save_figures(table, "save, uring, staging now", measured["now"], job["s"], 0.95)
     save_figures(table, "save, threads, staging now", measured["threads"], job["s"], 0.92)
     save_figures(table, "save, uring, staging background", measured["background"], job["s"], None)
-    now = measured["now"]
+    now, bare = measured["now"], measured["bare"]
+    table.ratio("a loop of writes from as much memory / tuned fio", job["s"], bare["bare_s"], bare["foreign"])
+    table.ratio("save, uring, staging now: durable throughput / that loop", bare["bare_s"], now["durable_s"], now["foreign"])
+    killed_figures(table, measured["killed"], now)
+    if "previous" in measured:
+        table.ratio("save, staging now: durable time / previous build", now["durable_s"], measured["previous"]["durable_s"],
+                    max(now["foreign"], measured["previous"]["foreign"]), 1.02, at_least=False)
     table.ratio("stall, staging now / best two-thread copy", now["stall_s"], measured["copy"]["copy_s"],
                 max(now["foreign"], measured["copy"]["foreign"]), 1.1, at_least=False)
     table.add("stall, staging now", now["stall_s"] * 1e3, now["foreign"], unit="ms")
@@ -222,6 +242,7 @@ def main():
     parser.add_argument("--dir", default=os.environ.get("TSPOOL_BENCH_DIR", "."), help="file system to measure (default: here)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", help="write every figure there")
+    parser.add_argument("--previous", nargs=2, metavar=("ENGINE_BENCH", "WRITER"), help="another build, in the same rounds")
     parser.add_argument("--only", choices=["save", "read", "small", "plan"])
     options = parser.parse_args()
     if not shutil.which("fio"):
@@ -245,11 +266,13 @@ def run(options, table):
     wanted = [options.only] if options.only else ["save", "read", "small", "plan"]
     if "save" in wanted:
         engines = {"now": Engine(options, "now", "gpt2"), "threads": Engine(options, "threads", "gpt2", "threads"),
-                   "background": Engine(options, "background", "gpt2", background=True)}
+                   "background": Engine(options, "background", "gpt2", background=True), "killed": Engine(options, "killed", "gpt2")}
+        if options.previous:
+            engines["previous"] = Engine(options, "previous", "gpt2", build=options.previous)
         for engine in engines.values():
             engine.save()  # the first save populates what is left and is not counted
         for _ in range(options.rounds):
-            order = ["fio", "copy", "now", "threads", "background"]
+            order = ["fio", "copy", "bare"] + list(engines)
             random.shuffle(order)
             big_round(table, engines, options, order)
         for engine in engines.values():

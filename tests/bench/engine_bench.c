@@ -6,17 +6,21 @@
  * Reads a command per line, answers with one JSON object per line:
  *     save    a whole save: stall, durable time (commit inside), CPU of this process and of the writer, memory, page cache
  *     load    a verified read of the last save into memory that was touched before
+ *     killed  a save whose writer is killed (SIGKILL) when half of its bytes are written: time to durable, attempts
  *     copy    the best copy of the same bytes by two threads into warm memory: memcpy or non-temporal stores, whichever wins
+ *     bare    a loop of writes of the same bytes from warm memory of that size, and nothing else (bare.h)
  *     quit
  * Before each measure 3 GiB of memory are touched and given back: a virtual machine that gave pages back to its host would
  * otherwise charge their return to whoever comes first. Then a training step writes every tensor.
  */
+#include "bare.h"
 #include "state.h"
 
 #include <fcntl.h>
 #include <getopt.h>
 #include <immintrin.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -142,14 +146,26 @@ static void print_save(const struct tspool_save_result *result, double stall, do
 {
     printf("{\"stall_s\": %.6f, \"durable_s\": %.6f, \"cpu_s\": %.4f, \"hash_cpu_s\": %.4f, \"stage_cpu_s\": %.4f, \"page_cache_bytes\": %.0f, "
            "\"private_bytes\": %.0f, \"bytes\": %llu, \"backend\": \"%s\", \"direct\": %d, \"page_bytes\": %u, \"item_bytes\": %u, \"depth\": %u, "
-           "\"plan_reused\": %d, \"planned_s\": %.6f, \"staged_s\": %.6f, \"written_s\": %.6f, \"synced_s\": %.6f}\n",
+           "\"plan_reused\": %d, \"attempts\": %u, \"planned_s\": %.6f, \"staged_s\": %.6f, \"written_s\": %.6f, \"synced_s\": %.6f}\n",
            stall, durable, cpu, (double)result->hash_cpu_ns * 1e-9, (double)result->stage_cpu_ns * 1e-9, cache, memory,
            (unsigned long long)result->file_bytes, result->backend, result->direct, result->page_bytes, result->item_bytes, result->depth,
-           result->plan_reused, (double)result->planned_ns * 1e-9, (double)result->staged_ns * 1e-9, (double)result->written_ns * 1e-9,
+           result->plan_reused, result->attempts, (double)result->planned_ns * 1e-9, (double)result->staged_ns * 1e-9, (double)result->written_ns * 1e-9,
            (double)result->synced_ns * 1e-9);
 }
 
-static void bench_save(struct bench *bench)
+/* Half written: asked every 100 us, as a save's progress has no event of its own. */
+static void writer_kill_halfway(struct bench *bench, struct tspool_save *save)
+{
+    struct tspool_save_result result = TSPOOL_SAVE_RESULT_INIT;
+
+    do {
+        usleep(100);
+        tspool_save_result(save, &result);
+    } while (result.written_bytes < result.file_bytes / 2 && result.outcome == TSPOOL_OUTCOME_PENDING);
+    kill(tspool_writer_pid(bench->spool), SIGKILL);
+}
+
+static void bench_save(struct bench *bench, bool kill_writer)
 {
     struct tspool_save_result result = TSPOOL_SAVE_RESULT_INIT;
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;
@@ -168,6 +184,8 @@ static void bench_save(struct bench *bench)
     if (tspool_save_submit(save, &failure) < 0)
         die(&failure, "submit");
     stall = seconds(CLOCK_MONOTONIC) - started;
+    if (kill_writer)
+        writer_kill_halfway(bench, save);
     if (tspool_save_wait(save, TSPOOL_PUBLISHED, UINT64_MAX) < 0) {
         tspool_save_result(save, &result);
         die(&result.failure, "save");
@@ -285,6 +303,22 @@ static void bench_copy(struct bench *bench)
            streamed, (unsigned long long)bench->state.bytes);
 }
 
+static void bench_bare(struct bench *bench)
+{
+    char path[4096];
+    double elapsed;
+
+    warm_prepare(bench);
+    prime();
+    snprintf(path, sizeof(path), "%s/bare.data", bench->root);
+    elapsed = bare_write(path, bench->warm, bench->state.bytes, 32);
+    if (elapsed < 0) {
+        fprintf(stderr, "engine_bench: bare: %s\n", strerror((int)-elapsed));
+        exit(1);
+    }
+    printf("{\"bare_s\": %.6f, \"bytes\": %llu}\n", elapsed, (unsigned long long)bench->state.bytes);
+}
+
 static void bench_open(struct bench *bench, const struct tspool_options *options)
 {
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;
@@ -324,7 +358,11 @@ int main(int argc, char **argv)
     printf("{\"ready\": true, \"bytes\": %llu, \"tensors\": %zu}\n", (unsigned long long)bench.state.bytes, bench.state.count);
     while (fgets(line, sizeof(line), stdin)) {
         if (!strcmp(line, "save\n"))
-            bench_save(&bench);
+            bench_save(&bench, false);
+        else if (!strcmp(line, "killed\n"))
+            bench_save(&bench, true);
+        else if (!strcmp(line, "bare\n"))
+            bench_bare(&bench);
         else if (!strcmp(line, "load\n"))
             bench_load(&bench);
         else if (!strcmp(line, "copy\n"))
