@@ -93,10 +93,11 @@ static uint8_t *part_place(const struct part_stream *stream, const struct part *
 {
     const struct tspool_read_request *request = run_request(stream->run, part->request);
     const struct source *source = &stream->file->source;
-    uint8_t *place = (uint8_t *)request->data + run->data_offset;
+    uint8_t *place;
 
     if (stream->run->discard || run->begin != part->begin || run->end < part->end || part->end - part->begin < PLACED_MIN_BYTES)
         return NULL;
+    place = (uint8_t *)request->data + run->data_offset;
     if (!is_aligned(part->file_begin, source->offset_align) || !is_aligned((uintptr_t)place, source->memory_align))
         return NULL;
     return place;
