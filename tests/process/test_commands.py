@@ -123,7 +123,8 @@ def help_goes_to_stdout_and_wrong_usage_to_stderr_with_2(root):
         assert wrong.returncode == 2 and not wrong.stdout and "--no-such-option" in wrong.stderr
     for wrong in (tspool(), tspool("frobnicate"), tspool("copy", "only-one"), tspool("ls"), tspool("diff", "one"),
                   tspool("gc", root), tspool("gc", root, "--keep", "0"), tspool("gc", root, "--keep", "x"),
-                  tspool("copy", "--io", "magic", "a", "b")):
+                  tspool("copy", "--io", "magic", "a", "b"),
+                  *(tspool("copy", "--arena", size, "a", "b") for size in ("", "5 ", " 5", " -5", "-5", "5X", "5Mi", "16777216T"))):
         assert wrong.returncode == 2 and wrong.stderr and not wrong.stdout, wrong
 
 

@@ -130,9 +130,9 @@ bool size_parse(const char *text, uint64_t *bytes)
 
     errno = 0;
     value = strtoull(text, &end, 10);
-    if (end == text || errno || *text == '-')
+    if (*text < '0' || *text > '9' || errno) /* strtoull takes " -1" */
         return false;
-    letter = *end ? strchr(letters, *end & ~0x20) : NULL;
+    letter = *end > ' ' ? strchr(letters, *end & ~0x20) : NULL;
     if (letter) {
         unsigned shift = 10 * (unsigned)(letter - letters + 1);
 
