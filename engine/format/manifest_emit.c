@@ -164,9 +164,20 @@ static void put_shapes(struct text *text, const struct manifest *manifest)
     text_put(text, "}", 1);
 }
 
-int manifest_build(const struct manifest *manifest, char **json, size_t *size, size_t *digest_patch)
+void manifest_seal(char *json, size_t self_patch)
 {
+    char hex[DIGEST_HEX_BYTES + 1];
+
+    digest_to_hex(hash_bytes(json, self_patch), hex);
+    memcpy(json + self_patch, hex, DIGEST_HEX_BYTES);
+}
+
+int manifest_build(const struct manifest *manifest, char **json, size_t *size, size_t *digest_patch, size_t *self_patch)
+{
+    const struct digest unknown = { { 0 } };
     struct text text = { 0 };
+    size_t self;
+    int error;
 
     if (manifest->time_seconds > TIME_SECONDS_MAX)
         return -EINVAL;
@@ -178,10 +189,16 @@ int manifest_build(const struct manifest *manifest, char **json, size_t *size, s
     put_objects(&text, manifest);
     put_aliases(&text, manifest);
     put_shapes(&text, manifest);
+    self = put_digest(&text, "digest", unknown);
     text_puts(&text, "}\n");
     if (!text.failed && text.size > MANIFEST_MAX_BYTES) {
         text_deinit(&text);
         return -E2BIG;
     }
-    return text_finish(&text, json, size);
+    error = text_finish(&text, json, size);
+    if (error)
+        return error;
+    manifest_seal(*json, self);
+    *self_patch = self;
+    return 0;
 }

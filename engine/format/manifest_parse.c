@@ -1,8 +1,8 @@
 /* format/manifest_parse.c - the manifest, which anybody may have written.
  *
- * Two walks: the first finds the version and knows nothing else, so that a newer manifest is called newer and not
- * damaged; the second takes the members apart. Then names must be safe and distinct, ranks within the world, objects
- * within their files.
+ * Two walks: the first finds the version and the manifest's digest of itself and knows nothing else, so that a newer
+ * manifest is called newer and a damaged one damaged, whatever stands in it; the second takes the members apart. Then names
+ * must be safe and distinct, ranks within the world, objects within their files.
  */
 #include <format/manifest.h>
 
@@ -260,23 +260,56 @@ static int take_time(struct scan *scan, void *to)
 
 /* The whole -------------------------------------------------------------------------------------------------------- */
 
-static int version_check(struct scan *scan, const char *json, size_t size, struct pool *pool)
+struct front { uint64_t version; struct scan_token digest; /* bytes: NULL when there is none */ };
+
+static int take_token(struct scan *scan, void *to) { return scan_string(scan, to); }
+
+/* The text is one legal object, so what may follow the last member can only be white space and one brace. */
+static bool is_last_member(const struct scan *scan, struct scan_token value)
 {
-    static const struct scan_member members[] = { { "tspool_manifest", scan_take_u64, true, 0 } };
-    uint64_t version = 0;
+    for (const char *at = value.bytes + value.size + 1; at < scan->end; at++)
+        if (!strchr(" \t\r\n}", *at))
+            return false;
+    return true;
+}
+
+static int self_check(struct scan *scan, struct scan_token token)
+{
+    char hex[DIGEST_HEX_BYTES + 1];
+
+    if (!is_last_member(scan, token))
+        return scan_fault(scan, "something follows the manifest's digest of itself");
+    digest_to_hex(hash_bytes(scan->start, (size_t)(token.bytes - scan->start)), hex);
+    if (token.size != DIGEST_HEX_BYTES || memcmp(token.bytes, hex, DIGEST_HEX_BYTES) != 0)
+        return scan_fault(scan, "the manifest does not match its digest of itself");
+    return 0;
+}
+
+/* A newer manifest may do without the digest; where it has one, damage is not taken for a version. */
+static int front_check(struct scan *scan, const char *json, size_t size, struct pool *pool)
+{
+    static const struct scan_member members[] = {
+        { "tspool_manifest", scan_take_u64, true, offsetof(struct front, version) },
+        { "digest", take_token, false, offsetof(struct front, digest) },
+    };
+    struct front front = { 0 };
     int error = scan_init(scan, json, size, pool);
 
     if (!error)
-        error = scan_object(scan, members, 1, &version);
+        error = scan_object(scan, members, COUNT_OF(members), &front);
     if (!error)
         error = scan_finish(scan);
+    if (!error && front.digest.bytes)
+        error = self_check(scan, front.digest);
     if (error)
         return error;
-    if (version > MANIFEST_VERSION) {
+    if (front.version > MANIFEST_VERSION) {
         scan->reason = "the checkpoint was written by a newer version";
         return -EPROTO;
     }
-    return version ? 0 : scan_fault(scan, "the manifest's version is zero");
+    if (!front.digest.bytes)
+        return scan_fault(scan, "the manifest has no digest of itself");
+    return front.version ? 0 : scan_fault(scan, "the manifest's version is zero");
 }
 
 static int members_take(struct scan *scan, struct parser *parser)
@@ -374,7 +407,7 @@ static int whole_check(struct scan *scan, const struct manifest *manifest)
 
 static int parse(struct scan *scan, struct parser *parser, const char *json, size_t size)
 {
-    int error = version_check(scan, json, size, &parser->pool);
+    int error = front_check(scan, json, size, &parser->pool);
 
     if (!error)
         error = members_take(scan, parser);

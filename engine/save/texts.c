@@ -21,7 +21,7 @@ struct texts {
     const struct tspool_save *save;
     char objects_name[SHARD_FILE_NAME_MAX + 1];
     char *index, *manifest;
-    size_t index_size, manifest_size, digest_patch;
+    size_t index_size, manifest_size, digest_patch, self_patch;
     uint64_t digests_size;
 };
 
@@ -146,7 +146,7 @@ static int manifest_compose(struct texts *texts, uint64_t sequence, uint64_t tim
     if (error == 0)
         error = list_shapes(texts, &manifest);
     if (error == 0)
-        error = manifest_build(&manifest, &texts->manifest, &texts->manifest_size, &texts->digest_patch);
+        error = manifest_build(&manifest, &texts->manifest, &texts->manifest_size, &texts->digest_patch, &texts->self_patch);
     free(manifest.files);
     free(manifest.objects);
     free(manifest.aliases);
@@ -175,6 +175,7 @@ static uint64_t front_compose(const struct texts *texts, struct appendix_front *
     front->magic = APPENDIX_MAGIC;
     front->version = SHEET_VERSION;
     front->digests_patch = texts->digest_patch;
+    front->self_patch = texts->self_patch;
     front->digests_size = texts->digests_size;
     memcpy(front->digests_name, DIGESTS_NAME, sizeof(DIGESTS_NAME));
     if (texts->save->object_size > 0)

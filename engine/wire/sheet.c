@@ -162,8 +162,9 @@ static const char *appendix_fault(const struct appendix_front *front, uint64_t s
         if ((fault = text_fault(front, i, size, &end)))
             return fault;
     manifest_bytes = front->texts[front->text_count - 1].size;
-    if (manifest_bytes < HEX_DIGITS || front->digests_patch > manifest_bytes - HEX_DIGITS)
-        return "a patch outside of the manifest";
+    if (manifest_bytes < 2 * HEX_DIGITS || front->self_patch > manifest_bytes - HEX_DIGITS ||
+        front->self_patch < HEX_DIGITS || front->digests_patch > front->self_patch - HEX_DIGITS)
+        return "patches outside of the manifest, or in the wrong order";
     return NULL;
 }
 

@@ -9,7 +9,8 @@
  *
  * The appendix (per save) holds the other files' bytes, each from an offset that is a multiple of APPENDIX_ALIGN:
  *     struct appendix_front | texts: objects file, index, manifest
- * The writer writes them from there; in its private copy of the manifest it fills in the digest of tspool.digests.
+ * The writer writes them from there; in its private copy of the manifest it fills in the digest of tspool.digests and then
+ * the manifest's own.
  */
 #ifndef WIRE_SHEET_H
 #define WIRE_SHEET_H
@@ -57,12 +58,14 @@ struct appendix_front {
     uint32_t magic, version;      /* APPENDIX_MAGIC, SHEET_VERSION */
     uint32_t text_count, reserved;
     uint64_t digests_patch;       /* byte in the manifest where 32 hex digits of the digests file's digest go */
+    uint64_t self_patch;          /* and, after it, where those of the manifest's digest of all bytes before them go */
     uint64_t digests_size;        /* what tspool.digests will have: digests_file_size(tensors, leaves) */
     char digests_name[SHARD_FILE_NAME_MAX + 1];
     struct appendix_text texts[APPENDIX_TEXTS_MAX]; /* the manifest is the last */
 };
 struct appendix { const struct appendix_front *front; const uint8_t *bytes; };
-/* Checks it likewise: texts in ascending, aligned, disjoint ranges; distinct safe names; the patch inside the manifest. */
+/* Checks it likewise: texts in ascending, aligned, disjoint ranges; distinct safe names; the patches inside the manifest, one
+ * after the other. */
 int appendix_view(const void *bytes, uint64_t size, struct appendix *appendix, const char **reason);
 
 #endif

@@ -1,12 +1,13 @@
 /* write/seal.c - the last two files: the digests of every leaf, and the manifest that vouches for them.
  *
  * The trainer composed the manifest before a byte was hashed. Here the digests file's digest is put into a private copy of
- * it: 32 hex digits at a place that was checked. The writer parses no JSON.
+ * it, and then the manifest's own: 32 hex digits each at places that were checked. The writer parses no JSON.
  */
 #include <write/machine.h>
 
 #include <errno.h>
 #include <format/digests.h>
+#include <format/manifest.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,6 +40,7 @@ static int64_t compose(void *argument)
     digest_to_hex(hash_bytes(job->seal.digests, front->digests_size), hex);
     memcpy(job->seal.manifest, job->input.appendix.bytes + text->offset, text->size);
     memcpy(job->seal.manifest + front->digests_patch, hex, DIGEST_HEX_BYTES);
+    manifest_seal(job->seal.manifest, front->self_patch);
     return 0;
 }
 

@@ -63,7 +63,8 @@ static void walk_appendix(const void *bytes, size_t size)
         for (uint64_t k = 0; k < text->size; k++)
             sum = (uint8_t)(sum + appendix.bytes[text->offset + k]);
     }
-    require(appendix.front->digests_patch + 32 <= appendix.front->texts[appendix.front->text_count - 1].size);
+    require(appendix.front->digests_patch + 32 <= appendix.front->self_patch);
+    require(appendix.front->self_patch + 32 <= appendix.front->texts[appendix.front->text_count - 1].size);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -70,14 +70,16 @@ static void sheet_make(struct fake_state *state)
 
 static void appendix_make(struct fake_state *state)
 {
-    static const char manifest[] = "{ \"digest\": \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\" }\n";
+    static const char manifest[] = "{ \"digests\": \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\", "
+                                   "\"digest\": \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\" }\n";
     struct appendix_front *front;
     uint64_t objects = align_up(sizeof(*front), APPENDIX_ALIGN), text = align_up(objects + state->objects_size, APPENDIX_ALIGN);
 
     state->appendix_size = text + sizeof(manifest) - 1;
     front = (struct appendix_front *)(state->appendix = calloc(1, state->appendix_size));
     *front = (struct appendix_front){
-        .magic = APPENDIX_MAGIC, .version = SHEET_VERSION, .text_count = 2, .digests_patch = 13, .digests_name = DIGESTS_NAME,
+        .magic = APPENDIX_MAGIC, .version = SHEET_VERSION, .text_count = 2, .digests_patch = 14, .self_patch = 60,
+        .digests_name = DIGESTS_NAME,
         .digests_size = digests_file_size(state->tensor_count, state->leaf_count),
         .texts = { { TEXT_OBJECTS, OBJECTS_NAME, objects, state->objects_size },
                    { TEXT_MANIFEST, MANIFEST_NAME, text, sizeof(manifest) - 1 } },
@@ -514,13 +516,16 @@ static struct digest expect_digests(const struct fake_trainer *trainer, const st
 
 void fake_expect_published(const struct fake_trainer *trainer, const struct fake_state *state, const char *name)
 {
-    char hex[DIGEST_HEX_BYTES + 1], manifest[128];
+    char hex[DIGEST_HEX_BYTES + 1], manifest[160];
+    size_t size;
 
     for (uint32_t i = 0; i < state->file_count; i++)
         expect_bytes(trainer, name, state->files[i].name, state->images[i], state->files[i].size);
     expect_bytes(trainer, name, OBJECTS_NAME, state->objects, state->objects_size);
     digest_to_hex(expect_digests(trainer, state, name), hex);
-    snprintf(manifest, sizeof(manifest), "{ \"digest\": \"%s\" }\n", hex);
+    size = (size_t)snprintf(manifest, sizeof(manifest), "{ \"digests\": \"%s\", \"digest\": \"", hex);
+    digest_to_hex(hash_bytes(manifest, size), hex);
+    snprintf(manifest + size, sizeof(manifest) - size, "%s\" }\n", hex);
     expect_bytes(trainer, name, MANIFEST_NAME, manifest, strlen(manifest));
 }
 

@@ -114,7 +114,7 @@ void sim_state_stage(const struct sim_state *state, uint32_t chunk, uint8_t *to)
 
 struct texts {
     char *index, *manifest;
-    size_t index_size, manifest_size, digest_patch;
+    size_t index_size, manifest_size, digest_patch, self_patch;
     char objects_name[SHARD_FILE_NAME_MAX + 1];
 };
 
@@ -160,7 +160,7 @@ static void manifest_make(const struct sim_state *state, const uint8_t save_id[1
 
     memcpy(manifest.save_id, save_id, sizeof(manifest.save_id));
     manifest.file_count = files_list(state, texts, files);
-    must(manifest_build(&manifest, &texts->manifest, &texts->manifest_size, &texts->digest_patch) == 0);
+    must(manifest_build(&manifest, &texts->manifest, &texts->manifest_size, &texts->digest_patch, &texts->self_patch) == 0);
 }
 
 static uint64_t text_place(struct appendix_front *front, uint64_t end, enum text_kind kind, const char *name, uint64_t size)
@@ -186,6 +186,7 @@ void *sim_state_appendix(const struct sim_state *state, const uint8_t save_id[16
     index_make(state, &texts);
     manifest_make(state, save_id, &texts);
     front.digests_patch = texts.digest_patch;
+    front.self_patch = texts.self_patch;
     front.digests_size = digests_file_size(plan->entry_count, plan->leaf_count);
     end = text_place(&front, end, TEXT_OBJECTS, texts.objects_name, sizeof(state->objects));
     end = text_place(&front, end, TEXT_INDEX, INDEX_NAME, texts.index_size);

@@ -202,7 +202,7 @@ void made_checkpoint(const char *path, const struct made_checkpoint *made)
                                  .file_count = file_count, .digests = &digests, .digests_count = 1, .aliases = &alias,
                                  .alias_count = made->alias != NULL, .metadata = &step, .metadata_count = made->step != NULL,
                                  .objects = &object, .object_count = made->object != NULL, .shapes = shapes };
-    size_t patch[1], size;
+    size_t patch[1], self, size;
     char *json;
 
     cr_assert(mkdir(path, 0777) == 0 || errno == EEXIST);
@@ -228,7 +228,7 @@ void made_checkpoint(const char *path, const struct made_checkpoint *made)
                                                                .size = object.size };
     }
     digests = digests_emit_file(path, made);
-    cr_assert_eq(manifest_build(&manifest, &json, &size, patch), 0);
+    cr_assert_eq(manifest_build(&manifest, &json, &size, patch, &self), 0);
     file_write(path_of(path, MANIFEST_NAME), json, size);
     free(json);
     free(shapes);

@@ -187,31 +187,8 @@ Test(verify, of_a_plain_file_says_that_nothing_was_recorded, .init = setup, .fin
     cr_assert_eq(report.tensors, 0);
 }
 
-/* Every byte of a small checkpoint is changed once, in every file. It is found at open or by verify, or it is harmless: what
- * is read afterwards equals what was stored. The manifest is the one file without a digest over it: there a change of
- * metadata is harmless in this sense. */
-static bool loads_unchanged(const char *path, const struct made_tensor *expected, size_t count)
-{
-    struct tspool_checkpoint *checkpoint = NULL;
-    bool same = true;
-
-    if (tspool_checkpoint_open(path, NULL, &checkpoint, &failure) < 0)
-        return false;
-    for (size_t i = 0; i < count && same; i++) {
-        struct tspool_read_request request = TSPOOL_READ_REQUEST_INIT;
-        uint8_t memory[256];
-
-        request.data = memory;
-        request.bytes = expected[i].bytes;
-        same = tspool_checkpoint_find(checkpoint, expected[i].name, &request.tensor) == 0 &&
-               tspool_checkpoint_read(checkpoint, &request, 1, NULL, NULL, NULL) == 0 &&
-               memcmp(memory, expected[i].data, expected[i].bytes) == 0;
-    }
-    tspool_checkpoint_close(checkpoint);
-    return same;
-}
-
-static void flip_every_byte(const char *path, const char *file, const struct made_tensor *expected, size_t count)
+/* Every byte of a small checkpoint is changed once, in every file. */
+static void flip_every_byte(const char *path, const char *file)
 {
     char *name = strdup(path_of(path, file));
     struct tspool_verify_report report;
@@ -221,14 +198,13 @@ static void flip_every_byte(const char *path, const char *file, const struct mad
     free(file_bytes(name, &size));
     for (size_t i = 0; i < size; i++) {
         file_flip(name, i);
-        if (verify(path, &found, &report) == 0)
-            cr_assert(loads_unchanged(path, expected, count), "%s byte %zu", file, i);
+        cr_assert_eq(verify(path, &found, &report), -EBADMSG, "%s byte %zu", file, i);
         file_flip(name, i);
     }
     free(name);
 }
 
-Test(verify, finds_every_changed_byte_or_it_is_harmless, .init = setup, .fini = teardown, .timeout = 60)
+Test(verify, finds_every_changed_byte, .init = setup, .fini = teardown, .timeout = 60)
 {
     struct made_tensor few[] = { { "a", TSPOOL_U8, 1, { 21 } }, { "b", TSPOOL_I32, 1, { 5 } } };
     struct made_checkpoint made = { few, 2, .object = "note", .step = "3", .alias = "c", .alias_of = "a" };
@@ -241,9 +217,9 @@ Test(verify, finds_every_changed_byte_or_it_is_harmless, .init = setup, .fini = 
     made_fill(few, 2, 23);
     path = strdup(path_of(root, "step"));
     made_checkpoint(path, &made);
-    flip_every_byte(path, "tspool.digests", few, 2);
-    flip_every_byte(path, "objects-00001.bin", few, 2);
-    flip_every_byte(path, "tspool.manifest.json", few, 2);
+    flip_every_byte(path, "tspool.digests");
+    flip_every_byte(path, "objects-00001.bin");
+    flip_every_byte(path, "tspool.manifest.json");
     front = file_bytes(path_of(path, "model.safetensors"), &size);
     for (size_t i = 0; i < size; i += i > 300 && i < 4090 ? 61 : 1) { /* the padding's spaces: some of them */
         file_flip(path_of(path, "model.safetensors"), i);

@@ -129,8 +129,8 @@ enum { APPENDIX_SIZE = 4096 * 3 };
 static struct appendix_front good_appendix(void)
 {
     return (struct appendix_front){
-        APPENDIX_MAGIC, SHEET_VERSION, 2, 0, 100, 64, "tspool.digests",
-        { { TEXT_OBJECTS, "objects-00001.bin", 4096, 10 }, { TEXT_MANIFEST, "tspool.manifest.json", 8192, 132 } },
+        APPENDIX_MAGIC, SHEET_VERSION, 2, 0, 100, 132, 64, "tspool.digests",
+        { { TEXT_OBJECTS, "objects-00001.bin", 4096, 10 }, { TEXT_MANIFEST, "tspool.manifest.json", 8192, 164 } },
     };
 }
 
@@ -190,14 +190,20 @@ Test(appendix, texts_must_lie_inside_aligned_and_apart)
     APPENDIX_REFUSES(a.texts[1].offset = APPENDIX_SIZE);
     APPENDIX_REFUSES(a.texts[1].offset = (uint64_t)-4096);
     APPENDIX_REFUSES(a.texts[1].size = UINT64_MAX);
-    for (uint64_t size = 0; size < 8192 + 132; size += 4)
+    for (uint64_t size = 0; size < 8192 + 164; size += 4)
         cr_assert_eq(view_appendix(&front, size), -EBADMSG);
-    cr_assert_eq(view_appendix(&front, 8192 + 132), 0);
+    cr_assert_eq(view_appendix(&front, 8192 + 164), 0);
 }
 
-Test(appendix, the_patch_must_lie_inside_the_manifest)
+/* The manifest's own digest covers the digests file's digest: it must come after it. */
+Test(appendix, the_patches_must_lie_inside_the_manifest_one_after_the_other)
 {
     APPENDIX_REFUSES(a.digests_patch = 101);
     APPENDIX_REFUSES(a.digests_patch = UINT64_MAX);
-    APPENDIX_REFUSES(a.texts[1].size = 31);
+    APPENDIX_REFUSES(a.self_patch = 133);
+    APPENDIX_REFUSES(a.self_patch = 131);
+    APPENDIX_REFUSES(a.self_patch = UINT64_MAX);
+    APPENDIX_REFUSES((a.digests_patch = 0, a.self_patch = 31));
+    APPENDIX_REFUSES(a.texts[1].size = 163);
+    APPENDIX_REFUSES((a.texts[1].size = 31, a.digests_patch = 0, a.self_patch = 0));
 }

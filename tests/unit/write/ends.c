@@ -277,6 +277,7 @@ static void name_spoil(struct fake_state *state)
 
 static void appendix_spoil(struct fake_state *state) { ((struct appendix_front *)state->appendix)->digests_size--; }
 static void patch_spoil(struct fake_state *state) { ((struct appendix_front *)state->appendix)->digests_patch = 1u << 20; }
+static void self_patch_spoil(struct fake_state *state) { ((struct appendix_front *)state->appendix)->self_patch = 1u << 20; }
 
 Test(write, bad_sheet_fails_the_save)
 {
@@ -288,6 +289,7 @@ Test(write, bad_appendix_fails_the_save)
 {
     state_spoil(&(struct scene){ 0 }, appendix_spoil);
     state_spoil(&(struct scene){ 0 }, patch_spoil);
+    state_spoil(&(struct scene){ 0 }, self_patch_spoil);
 }
 
 static void staged_badly(uint32_t chunk, uint32_t slot)
