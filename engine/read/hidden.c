@@ -1,4 +1,4 @@
-/* read/hidden.c - telling live, dead and interrupted saves apart by their hidden directories. See hidden.h. */
+/* read/hidden.c - see hidden.h. */
 #include <base/failure.h>
 #include <base/names.h>
 #include <errno.h>
@@ -7,88 +7,9 @@
 #include <read/hidden.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#define PART_YOUNG_NS 2000000000
 #define REPAIR_LOOKS 3
 #define REPAIR_PAUSE_NS 100000000u
-
-static int64_t wall_clock_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_REALTIME, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-static void pause_for(struct io *io, uint64_t duration_ns)
-{
-    struct op timer = { .kind = OP_TIMER, .deadline_ns = io_now(io) + duration_ns };
-
-    io_call(io, &timer);
-}
-
-/* Is one alive? ------------------------------------------------------------------------------------------------------ */
-
-static bool is_young(int64_t mtime_ns, int64_t young_ns)
-{
-    int64_t age = wall_clock_ns() - mtime_ns;
-
-    return age >= 0 && age < young_ns;
-}
-
-/* Taking the lock tells that nobody holds it, but a writer that wants it just then would be refused: only records that
- * are not young are tried. */
-static bool part_is_alive(struct io *io, int directory, const char *name)
-{
-    struct io_stat stat = { 0 };
-    struct op lock = { .kind = OP_LOCK };
-    int handle;
-    bool held;
-
-    if (file_stat(io, directory, name, &stat) < 0 || !stat.is_regular)
-        return false;
-    if (is_young(stat.mtime_ns, PART_YOUNG_NS))
-        return true;
-    handle = file_open(io, directory, name, OPEN_READ);
-    if (handle < 0)
-        return handle != -ENOENT;
-    lock.handle = handle;
-    held = io_call(io, &lock) == -EWOULDBLOCK;
-    file_close(io, handle);
-    return held;
-}
-
-static bool directory_is_alive(struct io *io, int directory, int64_t bare_ns)
-{
-    struct io_list list = { 0 };
-    struct io_stat stat = { 0 };
-    bool alive = false, bare = true;
-
-    if (file_stat(io, directory, NULL, &stat) < 0 || directory_list(io, directory, &list) < 0)
-        return true;
-    for (size_t i = 0; i < list.count && !alive; i++)
-        if (part_name_is(list.names[i])) {
-            bare = false;
-            alive = part_is_alive(io, directory, list.names[i]);
-        }
-    io_list_free(&list);
-    return alive || (bare && is_young(stat.mtime_ns, bare_ns));
-}
-
-bool attempt_is_alive(struct io *io, int root, const char *hidden, int64_t bare_ns)
-{
-    int directory = file_open(io, root, hidden, OPEN_READ | OPEN_DIRECTORY);
-    bool alive;
-
-    if (directory < 0)
-        return directory != -ENOENT && directory != -ENOTDIR && directory != -ELOOP;
-    alive = directory_is_alive(io, directory, bare_ns);
-    file_close(io, directory);
-    return alive;
-}
-
-/* Was a replacement interrupted? ------------------------------------------------------------------------------------- */
 
 /* The commit sequence of a hidden directory that holds a whole manifest, or -errno. */
 static int hidden_sequence(struct io *io, int root, const char *hidden, uint64_t *sequence)

@@ -1,5 +1,4 @@
-/* read/hidden.h - what the hidden directories ".<name>.<save id>" below a root tell: a save that is being written, one
- * that died, a replacement that was interrupted.
+/* read/hidden.h - a replacement that was interrupted, as the hidden directories ".<name>.<save id>" below a root show it.
  *
  * Where two directories cannot be exchanged, a replacing commit moves the old checkpoint aside and then the new one in.
  * Cut between the two, the name is missing while two hidden directories of that name each hold a whole manifest:
@@ -9,15 +8,10 @@
 #define READ_HIDDEN_H
 
 #include <io/io.h>
-#include <stdbool.h>
 
 /* Puts a name back whose replacement was interrupted. 0 when it stands again; -ENOENT when there is nothing to repair;
  * -errno when the directory refuses. Waits a moment first: the replacement may be going on. */
 int path_repair(struct io *io, const char *path);
 int name_repair(struct io *io, int root, const char *name);
-
-/* Whether a writer may still be at work in the hidden directory: one of its part records is locked or so young that its
- * writer may be about to lock it; or it has none and was touched within `bare_ns`: just begun, or just being published. */
-bool attempt_is_alive(struct io *io, int root, const char *hidden, int64_t bare_ns);
 
 #endif

@@ -2,22 +2,19 @@
  *
  * The commit record decides: a directory without a manifest that can be read is not a checkpoint. The user's "step"
  * orders them where all have one (clocks of different machines and restored backups do not), else the commit sequence.
- * A writer that is still finishing what its dead trainer staged is waited for, a bounded while: otherwise the restarted
- * trainer would resume from the step before and run into the name that is then published.
+ * A writer that is still finishing what its dead trainer staged is waited for, a bounded while (claim/orphans.h). A save of
+ * a living trainer delays nobody.
  */
 #include <base/array.h>
 #include <base/failure.h>
 #include <base/names.h>
+#include <claim/orphans.h>
 #include <errno.h>
 #include <read/checkpoint.h>
 #include <read/hidden.h>
 #include <read/read.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define FINISH_WAIT_NS 10000000000u
-#define FINISH_LOOK_NS 20000000u
-#define YOUNG_NS 2000000000
 
 static int root_refuse(const char *root, int error, struct tspool_failure *failure)
 {
@@ -156,17 +153,6 @@ static void names_repair(struct io *io, int root, const struct io_list *list)
     }
 }
 
-static bool any_is_alive(struct io *io, int root, const struct io_list *list)
-{
-    char name[CHECKPOINT_NAME_MAX + 1];
-    uint8_t save_id[16];
-
-    for (size_t i = 0; i < list->count; i++)
-        if (hidden_name_parse(list->names[i], name, save_id) && attempt_is_alive(io, root, list->names[i], YOUNG_NS))
-            return true;
-    return false;
-}
-
 static int root_open(struct io *io, const char *root, struct tspool_failure *failure)
 {
     int handle = root ? file_open(io, IO_CWD, root, OPEN_READ | OPEN_DIRECTORY) : -EINVAL;
@@ -203,23 +189,6 @@ static int ranking_once(struct io *io, int root, const char *root_path, struct r
     return error;
 }
 
-/* Until no writer is at work below the root any more, or the time is up. */
-static void writers_wait(struct io *io, int root)
-{
-    uint64_t deadline = io_now(io) + FINISH_WAIT_NS;
-    bool alive = true;
-
-    while (alive && io_now(io) < deadline) {
-        struct op timer = { .kind = OP_TIMER, .deadline_ns = io_now(io) + FINISH_LOOK_NS };
-        struct io_list list = { 0 };
-
-        alive = directory_list(io, root, &list) == 0 && any_is_alive(io, root, &list);
-        io_list_free(&list);
-        if (alive)
-            io_call(io, &timer);
-    }
-}
-
 int ranking_on(struct io *io, const char *root, struct ranking *ranking, struct tspool_failure *failure)
 {
     int handle = root_open(io, root, failure), error;
@@ -231,40 +200,90 @@ int ranking_on(struct io *io, const char *root, struct ranking *ranking, struct 
     return error;
 }
 
-int latest_on(struct io *io, const char *root, char **path, struct tspool_failure *failure)
+static int newest_path(const char *root, const struct ranking *ranking, char **path, struct tspool_failure *failure)
+{
+    if (ranking->count == 0)
+        return failure_set(failure, TSPOOL_STAGE_READ, ENOENT, FAILURE_AT(.operation = "list", .path = root),
+                           "No published checkpoint is in this directory.");
+    *path = path_join(root, ranking->items[0].name);
+    return *path ? 0 : root_refuse(root, -ENOMEM, failure);
+}
+
+static int latest_below(struct io *io, int handle, const char *root, uint64_t timeout_ns, char **path,
+                        struct orphan_report *orphans, struct tspool_failure *failure)
 {
     struct ranking ranking = { 0 };
+    int error = orphans_wait(io, handle, timeout_ns, orphans);
+
+    if (error < 0)
+        return root_refuse(root, error, failure);
+    error = ranking_once(io, handle, root, &ranking, failure);
+    if (error == 0)
+        error = newest_path(root, &ranking, path, failure);
+    ranking_deinit(&ranking);
+    return error;
+}
+
+int latest_wait_on(struct io *io, const char *root, uint64_t timeout_ns, char **path, struct orphan_report *orphans,
+                   struct tspool_failure *failure)
+{
     int handle = root_open(io, root, failure), error;
-    char *found = NULL;
 
     if (handle < 0)
         return handle;
-    writers_wait(io, handle);
-    error = ranking_once(io, handle, root, &ranking, failure);
+    error = latest_below(io, handle, root, timeout_ns, path, orphans, failure);
     file_close(io, handle);
+    return error;
+}
+
+int latest_on(struct io *io, const char *root, char **path, struct tspool_failure *failure)
+{
+    struct orphan_report orphans;
+
+    return latest_wait_on(io, root, ORPHANS_WAIT_NS, path, &orphans, failure);
+}
+
+/* As much of it as the caller's struct has room for. */
+static int report_give(const struct orphan_report *orphans, struct tspool_latest_report *report)
+{
+    struct tspool_latest_report made = TSPOOL_LATEST_REPORT_INIT;
+
+    made.waited_ns = orphans->waited_ns;
+    made.orphans_seen = orphans->seen;
+    made.orphans_finished = orphans->finished;
+    made.orphans_left = orphans->left;
+    strcpy(made.orphan_left, orphans->left_name);
+    return give_sized(report, &made, sizeof made);
+}
+
+static int report_refuse(struct tspool_failure *failure)
+{
+    return failure_set(failure, TSPOOL_STAGE_READ, EINVAL, FAILURE_AT(.operation = "latest"),
+                       "tspool_latest_report.size is not set; use TSPOOL_LATEST_REPORT_INIT");
+}
+
+int tspool_latest_wait(const char *root, uint64_t timeout_ns, char **path, struct tspool_latest_report *report,
+                       struct tspool_failure *failure)
+{
+    struct io_settings settings = { .depth = 1, .verb_threads = 1, .compute_threads = 1, .transfer_threads = 1,
+                                    .thread_name = "tspool-r" };
+    struct orphan_report orphans = { 0 };
+    struct io *io = NULL;
+    int error;
+
+    if (report && report_give(&orphans, report) < 0) /* also when it fails: a report of nothing */
+        return report_refuse(failure);
+    error = reader_io_create(TSPOOL_IO_THREADS, &settings, &io, failure);
     if (error < 0)
         return error;
-    if (ranking.count == 0)
-        error = failure_set(failure, TSPOOL_STAGE_READ, ENOENT, FAILURE_AT(.operation = "list", .path = root),
-                            "No published checkpoint is in this directory.");
-    else if (!(found = path_join(root, ranking.items[0].name)))
-        error = root_refuse(root, -ENOMEM, failure);
-    ranking_deinit(&ranking);
-    if (error == 0)
-        *path = found;
+    error = latest_wait_on(io, root, timeout_ns, path, &orphans, failure);
+    io_destroy(io);
+    if (report)
+        report_give(&orphans, report);
     return error;
 }
 
 int tspool_latest(const char *root, char **path, struct tspool_failure *failure)
 {
-    struct io_settings settings = { .depth = 1, .verb_threads = 1, .compute_threads = 1, .transfer_threads = 1,
-                                    .thread_name = "tspool-r" };
-    struct io *io = NULL;
-    int error = reader_io_create(TSPOOL_IO_THREADS, &settings, &io, failure);
-
-    if (error < 0)
-        return error;
-    error = latest_on(io, root, path, failure);
-    io_destroy(io);
-    return error;
+    return tspool_latest_wait(root, ORPHANS_WAIT_NS, path, NULL, failure);
 }

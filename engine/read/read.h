@@ -7,12 +7,16 @@
 #ifndef READ_READ_H
 #define READ_READ_H
 
+#include <claim/orphans.h>
 #include <io/io.h>
 #include <tspool/checkpoint.h>
 
 int checkpoint_open_on(struct io *io, const char *path, const struct tspool_checkpoint_options *options,
                        struct tspool_checkpoint **checkpoint, struct tspool_failure *failure);
 int latest_on(struct io *io, const char *root, char **path, struct tspool_failure *failure);
+/* As tspool_latest_wait; *orphans is filled also when it fails. */
+int latest_wait_on(struct io *io, const char *root, uint64_t timeout_ns, char **path, struct orphan_report *orphans,
+                   struct tspool_failure *failure);
 
 /* The order of latest, for those that keep the newest: one published checkpoint and what it is ordered by. */
 struct ranked {

@@ -10,44 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define BOUNCE_BYTES MIB(1)
 #define UNREPORTED_ALIGN 4096u /* O_DIRECT alignment where statx says nothing: no device asks for more */
 #define ALIGN_MAX MIB(1)       /* a file system that claims more is not believed: buffered then */
-
-int file_stat(struct io *io, int directory, const char *name, struct io_stat *stat)
-{
-    struct op op = { .kind = OP_STAT, .handle = directory, .name = name, .stat = stat };
-
-    return (int)io_call(io, &op);
-}
-
-int file_open(struct io *io, int directory, const char *name, uint32_t flags)
-{
-    struct op op = { .kind = OP_OPEN, .handle = directory, .name = name, .flags = flags };
-
-    return (int)io_call(io, &op);
-}
-
-void file_close(struct io *io, int handle)
-{
-    struct op op = { .kind = OP_CLOSE, .handle = handle };
-
-    if (handle < 0)
-        return;
-    if (io)
-        io_call(io, &op);
-    else
-        close(handle);
-}
-
-int directory_list(struct io *io, int directory, struct io_list *list)
-{
-    struct op op = { .kind = OP_LIST, .handle = directory, .list = list };
-
-    return (int)io_call(io, &op);
-}
 
 char *path_join(const char *directory, const char *name)
 {

@@ -2,6 +2,7 @@
 #ifndef READ_SOURCE_H
 #define READ_SOURCE_H
 
+#include <io/calls.h>
 #include <io/io.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -31,11 +32,5 @@ int source_load(struct io *io, const struct source *source, uint64_t file_offset
 
 /* "<directory>/<name>", malloc'ed; NULL: no memory. */
 char *path_join(const char *directory, const char *name);
-
-/* Verbs with a waiting call each. */
-int file_stat(struct io *io, int directory, const char *name, struct io_stat *stat);
-int file_open(struct io *io, int directory, const char *name, uint32_t flags);
-void file_close(struct io *io, int handle);
-int directory_list(struct io *io, int directory, struct io_list *list);
 
 #endif

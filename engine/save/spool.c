@@ -3,10 +3,12 @@
 
 #include <base/checked.h>
 #include <base/failure.h>
+#include <claim/orphans.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <io/io.h>
 #include <limits.h>
+#include <proc/identity.h>
 #include <proc/proc.h>
 #include <save/save.h>
 #include <save/structs.h>
@@ -72,6 +74,7 @@ static void options_fill(struct tspool_options *options)
     options->start_timeout_ns = options->start_timeout_ns ? options->start_timeout_ns : DEFAULT_START_NS;
     options->world_size = options->world_size ? options->world_size : 1;
     options->local_ranks = options->local_ranks ? options->local_ranks : 1;
+    options->orphan_wait_ns = options->orphan_wait_ns ? options->orphan_wait_ns : ORPHANS_WAIT_NS;
 }
 
 static int strings_keep(struct tspool *spool, struct tspool_failure *failure)
@@ -114,6 +117,27 @@ static int root_open(struct tspool *spool, struct tspool_failure *failure)
     return 0;
 }
 
+static int wait_refuse(const struct tspool *spool, int error, struct tspool_failure *failure)
+{
+    return failure_set(failure, TSPOOL_STAGE_OPEN, -error, FAILURE_AT(.operation = "wait", .path = spool->root), NULL);
+}
+
+/* Before any memory is taken: what an orphan's arena holds is free again afterwards. Waiting is a kindness, no condition: an
+ * orphan that still works at the timeout has another save id, and the name is refused to whoever comes second. */
+static int orphans_await(struct tspool *spool, struct tspool_failure *failure)
+{
+    const struct io_settings settings = { .depth = 1, .verb_threads = 1, .compute_threads = 1, .transfer_threads = 1,
+                                          .thread_name = "tspool" };
+    struct io *io = NULL;
+    int error = io_create_threads(&settings, &io, failure);
+
+    if (error < 0)
+        return error;
+    error = orphans_wait(io, spool->root_fd, spool->options.orphan_wait_ns, &spool->orphans);
+    io_destroy(io);
+    return error < 0 ? wait_refuse(spool, error, failure) : 0;
+}
+
 /* Starting ---------------------------------------------------------------------------------------------------------- */
 
 static int memory_open(struct tspool *spool, struct tspool_failure *failure)
@@ -135,6 +159,19 @@ static int identity_open(struct tspool *spool, struct tspool_failure *failure)
     return 0;
 }
 
+/* Zeroes where there is no /proc: then others take us for living until the writer says that we are not. */
+static void hello_sign(struct message_hello *hello)
+{
+    struct process_identity self;
+
+    if (process_identify(&self) < 0)
+        return;
+    hello->trainer_pid = self.pid;
+    hello->trainer_start = self.start;
+    hello->pid_namespace = self.pid_namespace;
+    memcpy(hello->boot_id, self.boot_id, sizeof(hello->boot_id));
+}
+
 static struct supervisor_settings supervisor_settings_of(const struct tspool *spool)
 {
     const struct tspool_options *options = &spool->options;
@@ -149,6 +186,7 @@ static struct supervisor_settings supervisor_settings_of(const struct tspool *sp
                    .buffered = options->buffered != 0 },
     };
 
+    hello_sign(&settings.hello);
     return settings;
 }
 
@@ -233,6 +271,8 @@ static int spool_start(struct tspool *spool, int (*writer_run)(int channel), str
 
     if (error == 0)
         error = root_open(spool, failure);
+    if (error == 0)
+        error = orphans_await(spool, failure);
     if (error == 0)
         error = memory_open(spool, failure);
     if (error == 0)
@@ -362,6 +402,21 @@ int tspool_reserve(struct tspool *spool, uint64_t bytes, struct tspool_failure *
     if (error < 0)
         return failure_set(failure, TSPOOL_STAGE_RESERVE, -error, FAILURE_AT(.operation = "reserve"), NULL);
     return arena_populate(spool->arena, bytes, failure);
+}
+
+int tspool_open_report(struct tspool *spool, struct tspool_open_report *report)
+{
+    struct tspool_open_report made = TSPOOL_OPEN_REPORT_INIT;
+    int error = report ? spool_check(spool) : -EINVAL;
+
+    if (error < 0)
+        return error;
+    made.waited_ns = spool->orphans.waited_ns;
+    made.orphans_seen = spool->orphans.seen;
+    made.orphans_finished = spool->orphans.finished;
+    made.orphans_left = spool->orphans.left;
+    memcpy(made.orphan_left, spool->orphans.left_name, sizeof(made.orphan_left));
+    return struct_give(report, &made, sizeof(made));
 }
 
 int tspool_save_id(struct tspool *spool, uint8_t id[TSPOOL_SAVE_ID_BYTES])

@@ -3,6 +3,7 @@
 #define SAVE_SPOOL_H
 
 #include <arena/arena.h>
+#include <claim/orphans.h>
 #include <save/layout.h>
 #include <save/roster.h>
 #include <save/stager.h>
@@ -15,6 +16,7 @@ struct tspool {
     pid_t owner;                        /* a forked child may not come in */
     struct tspool_options options;      /* checked, defaults filled in; strings are ours */
     char *root, *writer_path, *excluded_cpus;
+    struct orphan_report orphans;       /* that were waited for at the open */
     int root_fd, self_pidfd;            /* self_pidfd: by which the writer knows of our death; -1 with thread isolation */
     struct arena *arena;
     struct roster roster;

@@ -39,6 +39,9 @@ struct message_hello {
     uint64_t bytes_per_second, heartbeat_ns;
     uint32_t item_bytes, depth, io, hash_threads, rank, world_size;
     uint8_t buffered, registered;
+    uint8_t boot_id[16];                  /* from here on: who the trainer is, for part records (format/part.h) */
+    uint32_t trainer_pid;                 /* 0: not known */
+    uint64_t trainer_start, pid_namespace;
 };                                        /* fds: arena memfd, root directory, trainer pidfd (absent with thread isolation) */
 #define HELLO_FD_ARENA 0
 #define HELLO_FD_ROOT 1

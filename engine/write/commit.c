@@ -81,7 +81,10 @@ static void renamed(struct task *task, int64_t result)
         job->replaced.exchanged = exchange;
     } else {
         job->publishing = !rename_changed_nothing((int)-result);
-        if (!exchange || !exchange_is_refused((int)-result))
+        if (!exchange && (result == -EEXIST || result == -ENOTEMPTY))
+            job_fail(job, EEXIST, "publish", job->name, "another save published a checkpoint of that name while this one was "
+                     "written; it stands as it is. Save under another name, or ask for the old one to be replaced");
+        else if (!exchange || !exchange_is_refused((int)-result))
             job_fail_task(job, task, (int)-result);
     }
     job_task_end(task);

@@ -153,7 +153,7 @@ static int io_make(const struct writer_host *host, bool uring, const struct io_s
 static int io_choose(const struct writer_host *host, const struct message_hello *hello, struct io **io,
                      struct tspool_failure *failure, char note[160])
 {
-    const struct io_settings settings = { .depth = hello->depth, .compute_threads = hello->hash_threads,
+    const struct io_settings settings = { .depth = hello->depth + PART_WRITES, .compute_threads = hello->hash_threads,
                                           .registered = hello->registered, .thread_name = "tspool" };
     int error;
 

@@ -9,6 +9,7 @@
 
 #include <base/hash.h>
 #include <base/names.h>
+#include <format/part.h>
 #include <wire/message.h>
 #include <wire/sheet.h>
 #include <write/hashing.h>
@@ -132,7 +133,8 @@ struct job {
     struct hash_queue hashes;
     struct job_seal seal;
     struct io_stat root_stat, name_stat;
-    bool name_exists, directory_made, part_made;
+    char record[PART_TEXT_BYTES];         /* what is written to the part record */
+    bool name_exists, directory_made, part_made, is_orphan;
     int directory, part_handle;           /* -1 */
     struct job_replaced replaced;
     struct job_counts counts;
@@ -187,6 +189,9 @@ void prepare_make(struct job *job);
 void prepare_enter(struct job *job);
 void prepare_claim(struct job *job);
 void prepare_lock(struct job *job);
+void part_write(struct job *job);
+/* The trainer is dead: says so in the part record, if there is one. */
+void part_mark(struct job *job);
 void prepare_open(struct job *job);
 void prepare_allocate(struct job *job);
 void seal_compose(struct job *job);

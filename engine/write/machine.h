@@ -2,8 +2,8 @@
  *
  *   writer.c      the states of the writer itself: serve, drain, end; probe.c what comes before
  *   connection.c  messages in and out, the trainer's death
- *   job.c         the states of one attempt of a save; prepare.c, chunks.c, seal.c, commit.c, replace.c, sweep.c do what
- *                 a state asks for
+ *   job.c         the states of one attempt of a save; prepare.c, part.c, chunks.c, seal.c, commit.c, replace.c, sweep.c do
+ *                 what a state asks for
  *   transfer.c    write items, depth in flight over all jobs
  *   hashing.c     leaves on compute threads, beside the writing
  */

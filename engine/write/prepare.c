@@ -336,9 +336,11 @@ void prepare_claim(struct job *job)
                &(struct op){ .kind = OP_OPEN, .handle = job->directory, .name = job->part, .flags = OPEN_WRITE | OPEN_CREATE });
 }
 
+/* The directory's lock outlives the record, which is dropped before the publish. Not every file system has it. */
 void prepare_lock(struct job *job)
 {
     job_submit(job, NO_FILE, job_checked, &(struct op){ .kind = OP_LOCK, .handle = job->part_handle });
+    job_submit(job, NO_FILE, job_ignored, &(struct op){ .kind = OP_LOCK, .handle = job->directory });
 }
 
 /* Files ------------------------------------------------------------------------------------------------------------- */
@@ -359,6 +361,7 @@ void prepare_open(struct job *job)
 {
     uint32_t direct = job->writer->mode.direct ? OPEN_DIRECT : 0;
 
+    part_write(job);
     for (uint32_t i = 0; i < job->file_count; i++)
         job_submit(job, i, opened,
                    &(struct op){ .kind = OP_OPEN, .handle = job->directory, .name = job->files[i].partial,

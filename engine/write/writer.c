@@ -140,6 +140,8 @@ static void drain(struct writer *writer)
 void writer_trainer_gone(struct writer *writer)
 {
     writer->trainer_dead = true;
+    for (struct job *job = writer->first_job; job; job = job->next)
+        part_mark(job);
     connection_mute(writer);
     if (writer->state > WRITER_DRAINING)
         writer->connection.stream_over = true;

@@ -23,6 +23,9 @@
 
 struct writer;
 
+/* An io for a writer has room for so many reads and writes more than hello.depth: part records are written beside. */
+#define PART_WRITES 4u
+
 /* Where shared memory comes from: arena/ in the real writer, plain memory in a simulation. map and unmap are called on
  * compute threads too. `context` is handed to each. */
 struct writer_memory {

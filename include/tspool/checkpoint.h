@@ -133,6 +133,23 @@ int tspool_checkpoint_verify(struct tspool_checkpoint *checkpoint, tspool_on_dam
  * commit sequence. *path is malloc'ed. -ENOENT when there is none. */
 int tspool_latest(const char *root, char **path, struct tspool_failure *failure);
 
+/* A trainer that died may have left a writer that still finishes what was staged: an orphan. It is waited for, so that the
+ * answer is not the step before the one that is published a moment later. A save of a trainer that lives delays nothing.
+ * timeout_ns: at most so long; 0: look once and do not wait; UINT64_MAX: for ever. tspool_latest waits 10 seconds.
+ * At the timeout the newest published checkpoint is the answer, and the report says what is still under way. */
+struct tspool_latest_report {
+    size_t size;               /* sizeof(struct tspool_latest_report), set by TSPOOL_LATEST_REPORT_INIT */
+    uint64_t waited_ns;
+    uint32_t orphans_seen;     /* saves of dead trainers that were under way; seen = finished + left */
+    uint32_t orphans_finished; /* published, or given up and swept */
+    uint32_t orphans_left;     /* still under way at the timeout */
+    char orphan_left[181];     /* checkpoint name of one of those; "": none is left */
+};
+#define TSPOOL_LATEST_REPORT_INIT { .size = sizeof(struct tspool_latest_report) }
+/* report may be NULL; it is filled also when there is no checkpoint. */
+int tspool_latest_wait(const char *root, uint64_t timeout_ns, char **path, struct tspool_latest_report *report,
+                       struct tspool_failure *failure);
+
 #ifdef __cplusplus
 }
 #endif

@@ -57,14 +57,31 @@ struct tspool_options {
     const char *excluded_cpus;         /* CPUs that the library's threads and the writer must not use, "0-3,8"; NULL: none */
     tspool_arena_hook on_arena;        /* NULL: none */
     void *on_arena_context;
+    uint64_t orphan_wait_ns;           /* how long tspool_open waits for the writers of dead trainers that still finish a save
+                                        * below root; 0: 10 s; UINT64_MAX: for ever; 1: not at all (see tspool_open_report) */
 };
 
 #define TSPOOL_OPTIONS_INIT { sizeof(struct tspool_options), NULL, 0, 0, 0, TSPOOL_IO_AUTO, TSPOOL_ISOLATION_PROCESS, \
-                              0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL }
+                              0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, 0 }
 
 /* Starts the writer, maps the arena and waits for the handshake: whatever is wrong with the root, the memory limits
  * or the writer shows here, before training starts. *spool is owned by the caller until tspool_close. */
 int tspool_open(const struct tspool_options *options, struct tspool **spool, struct tspool_failure *failure);
+
+/* What tspool_open waited for: a trainer that died may have left a writer that still finishes what was staged, an orphan.
+ * It is waited for, so that the trainer resumes from what that publishes, and so that its memory is free again. One that is
+ * left at the timeout harms nothing: it has a save id and files of its own, and of two saves of one name the second to
+ * finish fails with EEXIST. A save of a trainer that lives is not waited for. */
+struct tspool_open_report {
+    size_t size;               /* sizeof(struct tspool_open_report), set by TSPOOL_OPEN_REPORT_INIT */
+    uint64_t waited_ns;
+    uint32_t orphans_seen;     /* saves of dead trainers that were under way; seen = finished + left */
+    uint32_t orphans_finished; /* published, or given up and swept */
+    uint32_t orphans_left;     /* still under way at the timeout */
+    char orphan_left[181];     /* checkpoint name of one of those; "": none is left */
+};
+#define TSPOOL_OPEN_REPORT_INIT { .size = sizeof(struct tspool_open_report) }
+int tspool_open_report(struct tspool *spool, struct tspool_open_report *report);
 
 /* Populates the arena for saves of `bytes` now (0.3-1 s per GiB, once) rather than in the first save.
  * -ENOMEM with figures when the machine or the cgroup has no room, -EFBIG beyond arena_bytes. */

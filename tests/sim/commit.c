@@ -234,7 +234,12 @@ static void unknown_save_removed_nothing(const struct prepared *prepared, const 
 
 static bool may_fail_silently(const struct steps *steps, size_t number)
 {
-    return number >= steps->durable || steps->items[number].kind == OP_CLOSE;
+    const struct step *step = &steps->items[number];
+    bool of_part = strstr(step->path, "/tspool.part-") != NULL;
+
+    /* What the part record says, and the lock on the directory, help others and are needed by nobody. */
+    return number >= steps->durable || step->kind == OP_CLOSE || (step->kind == OP_WRITE && of_part) ||
+           (step->kind == OP_LOCK && !of_part);
 }
 
 static void injected_is_told(const struct prepared *prepared, const struct steps *steps, const struct outcome *outcome,

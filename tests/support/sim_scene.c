@@ -79,7 +79,7 @@ void scene_init(struct scene *scene, const struct scene_settings *settings, stru
         sim_world_fault(scene->world, &settings->faults[i]);
     sim_world_observe(scene->world, settings->look, settings->look_context);
     scene->trainer_io = sim_io_create(scene->world, "trainer", 0);
-    scene->writer_io = sim_io_create(scene->world, "writer", settings->depth ? settings->depth : 4);
+    scene->writer_io = sim_io_create(scene->world, "writer", (settings->depth ? settings->depth : 4) + PART_WRITES);
     sim_channel(scene->trainer_io, scene->writer_io, ends);
     sim_trainer_init(&scene->trainer, scene->trainer_io, ends[0], settings->slots ? settings->slots : 4, settings->world.seed);
     scene->trainer.keeps_slots = settings->keeps_slots;

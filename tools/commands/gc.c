@@ -11,10 +11,10 @@
 #include "remover.h"
 
 #include <base/names.h>
+#include <claim/claim.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <read/hidden.h>
 #include <read/read.h>
 #include <stdlib.h>
 #include <string.h>

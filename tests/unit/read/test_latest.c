@@ -1,8 +1,8 @@
 /* Latest: which checkpoint a restarted trainer resumes from. */
 #include "made.h"
 
+#include <claim/claim.h>
 #include <fcntl.h>
-#include <read/hidden.h>
 #include <read/read.h>
 #include <sys/file.h>
 #include <sys/stat.h>

@@ -380,9 +380,9 @@ Test(write, errors_of_preparing_fail_the_save_and_leave_nothing)
 
 Test(write, errors_of_writing_fail_the_save_and_leave_nothing)
 {
-    fails((struct fault){ OP_WRITE, NULL, 0, EIO, "write", "/model.safetensors.partial", TSPOOL_STAGE_WRITE });
-    fails((struct fault){ OP_WRITE, NULL, 1, ENOSPC, "write", "/objects-00001.bin.partial", TSPOOL_STAGE_SEAL });
-    fails((struct fault){ OP_WRITE, NULL, 3, EFBIG, "write", "/tspool.manifest.json.partial", TSPOOL_STAGE_SEAL });
+    fails((struct fault){ OP_WRITE, NULL, 1, EIO, "write", "/model.safetensors.partial", TSPOOL_STAGE_WRITE });
+    fails((struct fault){ OP_WRITE, NULL, 2, ENOSPC, "write", "/objects-00001.bin.partial", TSPOOL_STAGE_SEAL });
+    fails((struct fault){ OP_WRITE, NULL, 4, EFBIG, "write", "/tspool.manifest.json.partial", TSPOOL_STAGE_SEAL });
     fails((struct fault){ OP_TRUNCATE, NULL, 0, EROFS, "truncate", "/model.safetensors.partial", TSPOOL_STAGE_SEAL });
 }
 
@@ -392,7 +392,39 @@ Test(write, errors_of_committing_fail_the_save_and_leave_nothing)
     fails((struct fault){ OP_RENAME, SHARD, 0, EIO, "rename", "/" SHARD, TSPOOL_STAGE_SYNC });
     fails((struct fault){ OP_UNLINK, "tspool.part-", 0, EIO, "unlink", "/tspool.part-00001", TSPOOL_STAGE_SYNC });
     fails((struct fault){ OP_FSYNC, NULL, 4, EIO, "fsync", ".step.", TSPOOL_STAGE_SYNC });
-    fails((struct fault){ OP_RENAME, ".step.", 0, ENOTEMPTY, "rename", ".step.", TSPOOL_STAGE_PUBLISH });
+    fails((struct fault){ OP_RENAME, ".step.", 0, EACCES, "rename", ".step.", TSPOOL_STAGE_PUBLISH });
+    fails((struct fault){ OP_RENAME, ".step.", 0, EEXIST, "publish", "step", TSPOOL_STAGE_PUBLISH });
+}
+
+/* Whichever of EEXIST and ENOTEMPTY the file system says. */
+Test(write, name_that_was_taken_meanwhile_is_refused_as_such)
+{
+    struct scene scene = { .tap = { .rule = { OP_RENAME, ".step.", 0, 0, ENOTEMPTY, 0, 1 } } };
+
+    scene_start(&scene, plain, false);
+    fake_stage_all(&scene.trainer, &scene.save);
+    cr_assert_eq(fake_await_end(&scene.trainer, &scene.save), MESSAGE_FAILED);
+    cr_expect_eq(scene.save.failure.error, EEXIST);
+    cr_expect(strstr(scene.save.failure.cause, "another save published"), "%s", scene.save.failure.cause);
+    expect_nothing_stray(&scene);
+}
+
+/* The part record's text and the directory's lock help others to wait for the right ones: a disk that has no room for the
+ * one, or a file system without the other, fails no save. */
+Test(write, what_only_helps_others_fails_no_save)
+{
+    const struct tap_rule rules[] = { { .kind = OP_WRITE, .error = ENOSPC }, { .kind = OP_LOCK, .skip = 1, .error = EBADF } };
+
+    for (unsigned i = 0; i < 2; i++) {
+        struct scene scene = { .tap = { .rule = rules[i] } };
+
+        scene_start(&scene, plain, false);
+        fake_stage_all(&scene.trainer, &scene.save);
+        cr_expect_eq(fake_await_end(&scene.trainer, &scene.save), MESSAGE_PUBLISHED);
+        fake_trainer_close(&scene.trainer, false);
+        fake_expect_published(&scene.trainer, &scene.state, "step");
+        scene_end(&scene);
+    }
 }
 
 /* An fsync that failed is not tried again: as many are asked for as without the error, up to the one that failed. */
