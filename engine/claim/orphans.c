@@ -85,12 +85,17 @@ int orphans_wait(struct io *io, int root, uint64_t timeout_ns, struct orphan_rep
 {
     uint64_t begun_ns = io_now(io), deadline_ns = UINT64_MAX;
     struct orphans orphans = { 0 };
+    bool waited = false;
     int waits;
 
     (void)checked_add(begun_ns, timeout_ns, &deadline_ns);
-    while ((waits = orphans_look(io, root, &orphans)) == 1 && io_now(io) < deadline_ns)
+    while ((waits = orphans_look(io, root, &orphans)) == 1) {
+        waited = true;
+        if (io_now(io) >= deadline_ns)
+            break;
         pause_for(io, min_u64(LOOK_NS, deadline_ns - io_now(io)));
-    report_make(&orphans, waits == 1 || orphans.count ? io_now(io) - begun_ns : 0, report);
+    }
+    report_make(&orphans, waited ? io_now(io) - begun_ns : 0, report);
     free(orphans.items);
     return waits < 0 ? waits : 0;
 }

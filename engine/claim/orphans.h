@@ -13,7 +13,7 @@
 #define ORPHANS_WAIT_NS UINT64_C(10000000000) /* what callers wait that did not say how long */
 
 struct orphan_report {
-    uint64_t waited_ns;
+    uint64_t waited_ns;                 /* 0: there was nobody to wait for */
     uint32_t seen, finished, left;      /* attempts: seen = finished + left. Finished: published, or swept */
     char left_name[CHECKPOINT_NAME_MAX + 1]; /* the checkpoint that one of those left writes; "": none is left */
 };

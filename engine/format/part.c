@@ -15,7 +15,8 @@ void part_emit(const struct part_record *record, char text[PART_TEXT_BYTES])
 
     memcpy(boot.bytes, record->boot_id, sizeof boot.bytes);
     digest_to_hex(boot, hex);
-    snprintf(line, sizeof line, "tspool-part 1 writer %" PRIu32 " trainer %" PRIu32 " start %" PRIu64 " pidns %" PRIu64 " boot %s",
+    snprintf(line, sizeof line,
+             "tspool-part 1 writer %" PRIu32 " trainer %" PRIu32 " start %" PRIu64 " pidns %" PRIu64 " boot %s",
              record->writer_pid, record->trainer_pid, record->trainer_start, record->pid_namespace, hex);
     memset(text, ' ', PART_TEXT_BYTES);
     memcpy(text, line, strlen(line));

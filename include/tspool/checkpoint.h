@@ -139,7 +139,7 @@ int tspool_latest(const char *root, char **path, struct tspool_failure *failure)
  * At the timeout the newest published checkpoint is the answer, and the report says what is still under way. */
 struct tspool_latest_report {
     size_t size;               /* sizeof(struct tspool_latest_report), set by TSPOOL_LATEST_REPORT_INIT */
-    uint64_t waited_ns;
+    uint64_t waited_ns;        /* 0: there was nothing to wait for */
     uint32_t orphans_seen;     /* saves of dead trainers that were under way; seen = finished + left */
     uint32_t orphans_finished; /* published, or given up and swept */
     uint32_t orphans_left;     /* still under way at the timeout */

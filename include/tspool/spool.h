@@ -74,7 +74,7 @@ int tspool_open(const struct tspool_options *options, struct tspool **spool, str
  * finish fails with EEXIST. A save of a trainer that lives is not waited for. */
 struct tspool_open_report {
     size_t size;               /* sizeof(struct tspool_open_report), set by TSPOOL_OPEN_REPORT_INIT */
-    uint64_t waited_ns;
+    uint64_t waited_ns;        /* 0: there was nothing to wait for */
     uint32_t orphans_seen;     /* saves of dead trainers that were under way; seen = finished + left */
     uint32_t orphans_finished; /* published, or given up and swept */
     uint32_t orphans_left;     /* still under way at the timeout */

@@ -10,11 +10,12 @@ _tspool() {
     case $before in
         --io)             mapfile -t COMPREPLY < <(compgen -W 'auto uring threads' -- "$word"); return ;;
         --arena | --rate) mapfile -t COMPREPLY < <(compgen -W '64M 256M 1G' -- "$word"); return ;;
-        --keep | -k)      return ;;
+        --keep | -k | --wait | -w) return ;;
     esac
     case $command in
         copy)   options='--replace --io --buffered --arena --rate --writer --json --quiet --help' ;;
-        ls | latest | doctor) options='--json --help' ;;
+        ls | doctor) options='--json --help' ;;
+        latest) options='--wait --json --help' ;;
         verify) options='--json --quiet --help' ;;
         diff)   options='--json --quiet --exit-code --help' ;;
         gc)     options='--keep --dry-run --json --quiet --help' ;;

@@ -190,6 +190,8 @@ Test(message, hello_is_held_to_what_the_writer_computes_with)
     REFUSES(MESSAGE_HELLO, m.hello.world_size = 1);
     REFUSES(MESSAGE_HELLO, m.hello.buffered = 2);
     REFUSES(MESSAGE_HELLO, m.hello.registered = 2);
+    REFUSES(MESSAGE_HELLO, m.hello.trainer_pid = (uint32_t)INT32_MAX + 1);
+    ACCEPTS(MESSAGE_HELLO, m.hello.trainer_pid = INT32_MAX);
     ACCEPTS(MESSAGE_HELLO, m.hello.item_bytes = CHUNK_BYTES);
     ACCEPTS(MESSAGE_HELLO, m.hello.depth = 1024);
 }
