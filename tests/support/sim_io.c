@@ -293,6 +293,25 @@ struct io *sim_io_create(struct sim_world *world, const char *name, unsigned dep
 bool sim_io_is_dead(const struct io *io) { return sim_io_of(io)->dead; }
 uint64_t sim_io_ops(const struct io *io) { return sim_io_of(io)->ops; }
 
+static bool event_can_land(const struct sim_event *event)
+{
+    const struct sim_fault *fault = event->fault;
+
+    if (fault && (fault->action == SIM_FAIL || fault->action == SIM_LIE || fault->action == SIM_DEFER))
+        return false;
+    return event->object && (event->request.kind == OP_SEND || verb_changes_disk(event->request.kind));
+}
+
+static void event_land(struct sim_event *event)
+{
+    int64_t result = verb_execute(event);
+
+    if (result == SIM_AGAIN)
+        return;
+    event_trace(event, result);
+    world_observed(event->io->world, event, result);
+}
+
 void sim_io_kill(struct io *base)
 {
     struct sim_io *io = sim_io_of(base);
@@ -302,15 +321,11 @@ void sim_io_kill(struct io *base)
         return;
     io->dead = true;
     for (struct sim_event *event; (event = event_of(io));) {
-        bool lands = sim_random_below(&event->random, 2);
+        bool lands = event_can_land(event) && sim_random_below(&event->random, 2);
 
-        if (lands && event->request.kind == OP_SEND) { /* before the death can be noticed, or never */
-            int64_t result = verb_execute(event);
-
-            event_trace(event, result);
-            world_observed(world, event, result);
-        }
-        if (lands && verb_changes_disk(event->request.kind)) {
+        if (lands && event->request.kind != OP_WRITE)
+            event_land(event);
+        if (lands && event->request.kind == OP_WRITE) {
             event_orphan(event);
         } else {
             event_unlink(&world->events, event);

@@ -44,9 +44,10 @@ uint64_t sim_world_now(const struct sim_world *world);
 
 /* A process. `name` is static. READ and WRITE beyond `depth` in flight are -EBUSY; 0: 16. */
 struct io *sim_io_create(struct sim_world *world, const char *name, unsigned depth);
-/* SIGKILL: its handles are closed, its locks fall, what watches it wakes. Of its ops in flight each may still take effect
- * (the kernel finishes a write that it began; it only reads memory). The machine may be thrown away at once; io_destroy
- * stays allowed and is all that is. */
+/* SIGKILL: its handles are closed, its locks fall, what watches it wakes. Of its ops in flight each may still take effect: a
+ * write even afterwards (the device finishes what it began; it only reads memory), verbs and messages before the death can
+ * be seen, as no process is gone while one of its threads is in a system call. The machine may be thrown away at once;
+ * io_destroy stays allowed and is all that is. */
 void sim_io_kill(struct io *io);
 bool sim_io_is_dead(const struct io *io);
 uint64_t sim_io_ops(const struct io *io); /* submitted so far */
@@ -72,15 +73,18 @@ void sim_world_observe(struct sim_world *world, sim_look *look, void *context);
  * pending like others. */
 struct sim_disk *sim_world_disk_in_flight(struct sim_world *world);
 
-/* Objects: handles that belong to `owner` ----------------------------------------------------------------------------- */
+/* Objects: handles that belong to `owner`. A real descriptor that is sent in a message must be of a sealed memfd: its receiver
+ * gets a handle of the same bytes. ------------------------------------------------------------------------------------ */
 int sim_open(struct io *owner, const char *path);                 /* a file or directory, for reading */
 void sim_close(struct io *owner, int handle);
 int sim_share(struct io *from, int handle, struct io *to);        /* as dup() across processes */
 void sim_channel(struct io *one, struct io *other, int ends[2]);  /* ends[0] is one's, ends[1] other's */
 int sim_event(struct io *owner);
-void sim_event_raise(struct io *owner, int handle);
+void sim_event_raise(struct io *owner, int handle); /* nothing when the owner is dead */
+void sim_event_clear(struct io *owner, int handle);
 int sim_process(struct io *owner, const struct io *watched);      /* a pidfd */
 int sim_memory(struct io *owner, uint64_t size);                  /* a memfd, zeroed */
+int sim_memory_of(struct io *owner, void *bytes, uint64_t size);  /* one whose bytes are the caller's, and outlive the world */
 void *sim_memory_bytes(struct io *owner, int handle, uint64_t *size); /* NULL when it is none; lives as long as the world */
 /* A test that plays a peer without a machine. Bytes taken: 0 when there is no message; -EAGAIN, -EPIPE when not sent. */
 int sim_channel_send(struct io *owner, int handle, const void *bytes, size_t size, const int *fds, unsigned fd_count);

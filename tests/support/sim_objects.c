@@ -4,9 +4,11 @@
 #include <assert.h>
 #include <base/array.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 struct sim_object *object_create(struct sim_world *world, enum object_kind kind)
 {
@@ -112,15 +114,19 @@ unsigned sim_handles(const struct io *owner)
 
 /* Channels ---------------------------------------------------------------------------------------------------------- */
 
+bool channel_has_room(const struct sim_world *world, const struct sim_object *end)
+{
+    return !end->peer || end->peer->queued < (world->settings.channel_messages ? world->settings.channel_messages : 278);
+}
+
 int64_t channel_send(struct sim_world *world, struct sim_object *end, const void *bytes, size_t size,
                      struct sim_object *const *fds, unsigned fd_count, uint64_t delay_ns)
 {
-    unsigned capacity = world->settings.channel_messages ? world->settings.channel_messages : 278;
     struct sim_message *message;
 
     if (!end->peer)
         return -EPIPE;
-    if (end->peer->queued >= capacity)
+    if (!channel_has_room(world, end))
         return SIM_AGAIN;
     if (!(message = calloc(1, sizeof(*message) + size)))
         abort();
@@ -233,9 +239,19 @@ void sim_event_raise(struct io *owner, int handle)
 {
     struct sim_object *object = handle_object(sim_io_of(owner), handle);
 
+    if (sim_io_of(owner)->dead)
+        return;
     assert(object && object->kind == OBJECT_EVENT);
     object->raised++;
     world_wake(sim_io_of(owner)->world);
+}
+
+void sim_event_clear(struct io *owner, int handle)
+{
+    struct sim_object *object = handle_object(sim_io_of(owner), handle);
+
+    assert(object && object->kind == OBJECT_EVENT);
+    object->raised = 0;
 }
 
 int sim_process(struct io *owner, const struct io *watched)
@@ -256,6 +272,32 @@ int sim_memory(struct io *owner, uint64_t size)
         abort();
     object->size = size;
     return handle_create(sim_io_of(owner), object);
+}
+
+int sim_memory_of(struct io *owner, void *bytes, uint64_t size)
+{
+    struct sim_object *object = object_create(sim_io_of(owner)->world, OBJECT_MEMORY);
+
+    object->bytes = bytes;
+    object->size = size;
+    object->borrowed = true;
+    return handle_create(sim_io_of(owner), object);
+}
+
+struct sim_object *object_of_descriptor(struct sim_world *world, int fd)
+{
+    const int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
+    struct sim_object *object;
+    struct stat status;
+
+    if (fstat(fd, &status) < 0 || (fcntl(fd, F_GET_SEALS) & seals) != seals)
+        return NULL;
+    object = object_create(world, OBJECT_MEMORY);
+    object->size = (uint64_t)status.st_size;
+    object->bytes = mmap(NULL, object->size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (object->bytes == MAP_FAILED)
+        abort();
+    return object;
 }
 
 void *sim_memory_bytes(struct io *owner, int handle, uint64_t *size)

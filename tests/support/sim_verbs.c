@@ -3,6 +3,7 @@
 
 #include <base/checked.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -223,18 +224,40 @@ void verb_sync_fails(struct sim_event *event)
 
 /* Channels and moments ---------------------------------------------------------------------------------------------- */
 
+/* What goes along with a message, held until it was sent. */
+static bool sent_hold(struct sim_event *event, struct sim_object **objects)
+{
+    const struct op *op = &event->request;
+
+    for (unsigned i = 0; i < op->fd_count; i++) {
+        objects[i] = op->fds[i] < SIM_HANDLE_FIRST ? object_of_descriptor(event->io->world, op->fds[i])
+                                                   : object_hold(handle_object(event->io, op->fds[i]));
+        if (!objects[i]) {
+            world_violation(event->io->world, "%s #%" PRIu64 " sends %d, which is neither open nor a sealed memfd",
+                            event->io->name, event->number, op->fds[i]);
+            return false;
+        }
+    }
+    return true;
+}
+
 static int64_t verb_send(struct sim_event *event)
 {
+    struct sim_world *world = event->io->world;
     struct op *op = &event->request;
-    struct sim_object *objects[OP_FDS_MAX];
+    struct sim_object *objects[OP_FDS_MAX] = { NULL };
+    int64_t sent = -EBADF;
 
     if (op->fd_count > OP_FDS_MAX)
         return -EINVAL;
+    if (!channel_has_room(world, event->object))
+        return SIM_AGAIN;
+    if (sent_hold(event, objects))
+        sent = channel_send(world, event->object, verb_memory(event), op->size, objects, op->fd_count,
+                            sim_random_below(&event->random, 20000));
     for (unsigned i = 0; i < op->fd_count; i++)
-        if (!(objects[i] = handle_object(event->io, op->fds[i])))
-            return -EBADF;
-    return channel_send(event->io->world, event->object, verb_memory(event), op->size, objects, op->fd_count,
-                        sim_random_below(&event->random, 20000));
+        object_release(world, objects[i]);
+    return sent;
 }
 
 static int64_t verb_receive(struct sim_event *event)

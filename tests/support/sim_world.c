@@ -70,7 +70,7 @@ static void objects_destroy(struct sim_world *world)
             after = message->next;
             free(message);
         }
-        if (object->bytes)
+        if (object->bytes && !object->borrowed)
             munmap(object->bytes, object->size);
         free(object);
     }

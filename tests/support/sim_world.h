@@ -42,6 +42,7 @@ struct sim_object {
     struct sim_io *process;         /* OBJECT_PROCESS */
     uint8_t *bytes;                 /* OBJECT_MEMORY */
     uint64_t size;
+    bool borrowed;                  /* the bytes are not ours to unmap */
 };
 struct sim_handle { struct sim_object *object; struct sim_io *owner; }; /* object NULL: closed */
 
@@ -119,10 +120,13 @@ unsigned ready_take(struct sim_io *io, struct completion *completions, unsigned 
 
 struct sim_object *object_create(struct sim_world *world, enum object_kind kind);
 struct sim_object *object_hold(struct sim_object *object);
+/* Of a real, sealed memfd; NULL when it is none. */
+struct sim_object *object_of_descriptor(struct sim_world *world, int fd);
 void object_release(struct sim_world *world, struct sim_object *object);
 struct sim_object *handle_object(const struct sim_io *io, int handle); /* NULL: no handle of this process */
 int handle_create(struct sim_io *io, struct sim_object *object);       /* takes over one reference */
 int handle_close(struct sim_io *io, int handle);
+bool channel_has_room(const struct sim_world *world, const struct sim_object *end);
 int64_t channel_send(struct sim_world *world, struct sim_object *end, const void *bytes, size_t size,
                      struct sim_object *const *fds, unsigned fd_count, uint64_t delay_ns);
 /* all: also what is still under way (the sender is dead, so all of it is there). */
