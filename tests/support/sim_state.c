@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <tspool/checkpoint.h>
+#include <tspool/save.h>
 #include <wire/sheet.h>
 
 /* The last is tied to the first: the same memory under another name. */
@@ -43,12 +44,30 @@ static void fill(uint8_t *bytes, size_t size, uint64_t seed)
     }
 }
 
-static void tensor_add(struct sim_state *state, unsigned number, size_t bulk)
+const uint8_t *sim_state_tensor(const struct sim_state *state, size_t index)
 {
-    struct tspool_tensor tensor = TSPOOL_TENSOR_INIT;
-    uint64_t shape[2] = { number == BULK ? bulk / 4 : shapes[number].shape[0], shapes[number].shape[1] };
+    return state->tensors[index == TIED ? 0 : index];
+}
+
+static void tensor_describe(const struct sim_state *state, unsigned number, uint64_t shape[2], struct tspool_tensor *tensor)
+{
+    *tensor = (struct tspool_tensor)TSPOOL_TENSOR_INIT;
+    shape[0] = number == BULK ? state->bulk / 4 : shapes[number].shape[0];
+    shape[1] = shapes[number].shape[1];
+    tensor->name = shapes[number].name;
+    tensor->dtype = shapes[number].dtype;
+    tensor->rank = shapes[number].rank;
+    tensor->shape = shape;
+    tensor->data = sim_state_tensor(state, number);
+}
+
+static void tensor_add(struct sim_state *state, unsigned number)
+{
+    struct tspool_tensor tensor;
+    uint64_t shape[2];
     size_t bytes = tspool_dtype_bits(shapes[number].dtype) / 8;
 
+    tensor_describe(state, number, shape, &tensor);
     for (uint32_t i = 0; i < shapes[number].rank; i++)
         bytes *= shape[i];
     state->tensor_bytes[number] = bytes;
@@ -56,12 +75,23 @@ static void tensor_add(struct sim_state *state, unsigned number, size_t bulk)
         must((state->tensors[number] = malloc(bytes + 1)) != NULL);
         fill(state->tensors[number], bytes, state->seed * 1000 + number);
     }
-    tensor.name = shapes[number].name;
-    tensor.dtype = shapes[number].dtype;
-    tensor.rank = shapes[number].rank;
-    tensor.shape = shape;
-    tensor.data = state->tensors[number == TIED ? 0 : number];
+    tensor.data = sim_state_tensor(state, number);
     must(state_dict_add(state->dict, &tensor, true, NULL) == 0);
+}
+
+int sim_state_declare(const struct sim_state *state, struct tspool_save *save, struct tspool_failure *failure)
+{
+    struct tspool_tensor tensor;
+    uint64_t shape[2];
+    int error = 0;
+
+    for (unsigned i = 0; i < SIM_TENSORS && error == 0; i++) {
+        tensor_describe(state, i, shape, &tensor);
+        error = tspool_save_add(save, &tensor, failure);
+    }
+    if (error == 0)
+        error = tspool_save_add_object(save, "rng", "bytes", state->objects, sizeof(state->objects), failure);
+    return error ? error : tspool_save_metadata(save, "step", state->step, failure);
 }
 
 void sim_state_init(struct sim_state *state, uint64_t seed, size_t bulk)
@@ -70,9 +100,10 @@ void sim_state_init(struct sim_state *state, uint64_t seed, size_t bulk)
 
     memset(state, 0, sizeof(*state));
     state->seed = seed;
+    state->bulk = bulk;
     must((state->dict = state_dict_create()) != NULL);
     for (unsigned i = 0; i < SIM_TENSORS; i++)
-        tensor_add(state, i, bulk);
+        tensor_add(state, i);
     must(plan_build(state->dict, &rules, &state->plan, NULL) == 0);
     must(plan_sheet(state->plan, &state->sheet, &state->sheet_bytes) == 0);
     fill((uint8_t *)state->objects, sizeof(state->objects), seed);

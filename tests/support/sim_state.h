@@ -13,6 +13,7 @@
 
 struct sim_state {
     uint64_t seed;
+    size_t bulk;
     struct state_dict *dict;
     struct plan *plan;
     uint8_t *tensors[SIM_TENSORS];
@@ -30,6 +31,12 @@ void sim_state_deinit(struct sim_state *state);
 void *sim_state_appendix(const struct sim_state *state, const uint8_t save_id[16], uint64_t *size);
 /* Fills one chunk, with zeros up to the next multiple of 4096. */
 void sim_state_stage(const struct sim_state *state, uint32_t chunk, uint8_t *to);
+
+/* The same through the public API: tensors, object and metadata of a save that was begun. */
+struct tspool_save;
+int sim_state_declare(const struct sim_state *state, struct tspool_save *save, struct tspool_failure *failure);
+/* Bytes of the tensor that was declared as number `index`. */
+const uint8_t *sim_state_tensor(const struct sim_state *state, size_t index);
 
 /* Opens the checkpoint at `path` with the real reader and compares everything with the state: tensors, ties, objects,
  * metadata, and a full verify. 0; the reader's -errno; -ENODATA when it opens as
