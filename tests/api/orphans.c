@@ -139,8 +139,8 @@ static struct tspool *open_beside(const struct other *other)
     struct tspool_open_report report;
     struct tspool *spool;
 
-    cr_assert_eq(kill(other->writer, SIGSTOP), 0);
     trainer_kill(other);
+    cr_assert_eq(kill(other->writer, SIGSTOP), 0); /* afterwards: a stopped process group that loses its parent is continued */
     rig.options.orphan_wait_ns = 50 * MILLISECOND_NS;
     spool = rig_open(&rig);
     report = report_of(spool);
