@@ -34,6 +34,7 @@ static int answer_ready(struct supervisor *supervisor, const struct message_read
         return -EPROTO;
     if (ready->error) {
         failure_set(&failure, TSPOOL_STAGE_WRITER, ready->error, FAILURE_AT(.operation = "start"), "%s", ready->note);
+        supervisor->link.refused = true;
         link_end(&supervisor->link, supervisor->io, &failure);
         return 0;
     }
@@ -41,6 +42,7 @@ static int answer_ready(struct supervisor *supervisor, const struct message_read
         failure_set(&failure, TSPOOL_STAGE_WRITER, EPROTO, FAILURE_AT(.operation = "start"),
                     "the writer is of version %s and the library of version %s; install both from one build",
                     ready->version, supervisor->settings.hello.version);
+        supervisor->link.refused = true;
         link_end(&supervisor->link, supervisor->io, &failure);
         return 0;
     }
@@ -64,7 +66,8 @@ static int answer_released(struct tspool_save *save, const struct message_releas
     if (chunk >= save_plan(save)->chunk_count || save->chunks[chunk] != CHUNK_STAGED || save->slots[chunk] != released->slot)
         return -EBADMSG;
     save->chunks[chunk] = CHUNK_RELEASED;
-    save->result.written_bytes += plan_chunk_at(save_plan(save), chunk).size;
+    if (save->result.level < TSPOOL_WRITTEN) /* an earlier attempt may have come that far */
+        save->result.written_bytes += plan_chunk_at(save_plan(save), chunk).size;
     if (!save->replayable)
         save_free_slot(save, chunk);
     return 0;
@@ -108,6 +111,8 @@ static int answer_progress(struct supervisor *supervisor, struct tspool_save *sa
     if (level >= TSPOOL_WRITTEN)
         save->result.written_bytes = save->result.file_bytes;
     save_reach(save, level, message->progress.at_ns);
+    if (level >= TSPOOL_DURABLE)
+        supervisor->deaths = 0;
     if (level == TSPOOL_PUBLISHED)
         save_decide(save, TSPOOL_OUTCOME_PUBLISHED, NULL);
     else if (level == TSPOOL_DURABLE && save->world_size > 1)
@@ -121,8 +126,10 @@ void supervisor_told(struct supervisor *supervisor)
     const struct message *message = &supervisor->link.outgoing;
     struct tspool_save *save = message->kind == MESSAGE_STAGED ? save_find(supervisor->roster, &message->attempt) : NULL;
 
-    if (save && save->staged_sent == save_plan(save)->chunk_count)
-        save_reach(save, TSPOOL_STAGED, save->staged_at_ns);
+    if (!save || save->staged_sent < save_plan(save)->chunk_count)
+        return;
+    save_reach(save, TSPOOL_STAGED, save->staged_at_ns);
+    roster_changed(supervisor->roster); /* of a replay, whose levels stood before: tspool_close may leave it to its writer now */
 }
 
 /* Verdicts ---------------------------------------------------------------------------------------------------------- */
@@ -151,7 +158,7 @@ static void tensor_at(const struct tspool_save *save, uint32_t file, uint64_t fi
     snprintf(name, size, "%s", tensor.name);
 }
 
-static void answer_failure(struct tspool_save *save, const struct message *message)
+static void answer_failure(struct supervisor *supervisor, struct tspool_save *save, const struct message *message)
 {
     const struct message_failure *said = &message->failure;
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;
@@ -162,6 +169,10 @@ static void answer_failure(struct tspool_save *save, const struct message *messa
     failure_set(&failure, (enum tspool_stage)said->stage, said->error,
                 (struct failure_at){ said->operation, tensor[0] ? tensor : NULL, said->path[0] ? said->path : save->name,
                                      said->file_offset }, said->cause[0] ? "%s" : NULL, said->cause);
+    if (message->kind == MESSAGE_FAILED && answer_is_retried(supervisor, save, &failure)) {
+        attempt_end(supervisor, save, &failure, ATTEMPT_ANSWERED);
+        return;
+    }
     /* What we gave up ends with our reason; what the writer met while it swept does not matter. */
     if (message->kind == MESSAGE_FAILED && save->abandon_wanted)
         failure = save->intended;
@@ -209,7 +220,7 @@ int supervisor_answer(struct supervisor *supervisor, const struct message *messa
         return answer_progress(supervisor, save, message);
     case MESSAGE_FAILED:
     case MESSAGE_UNKNOWN:
-        answer_failure(save, message);
+        answer_failure(supervisor, save, message);
         return 0;
     case MESSAGE_ABANDONED:
         return answer_abandoned(save);

@@ -27,14 +27,20 @@ static uint32_t unfinished_give_up(struct roster *roster, enum tspool_close_mode
     return count;
 }
 
-/* Saves that a writer can finish without us. */
-static uint32_t left_count(const struct roster *roster)
+/* Its writer was told of all of it: it needs us no more. */
+static bool is_told(const struct tspool_save *save)
+{
+    return save->state == SAVE_BEGUN && save->staged_sent == save_plan(save)->chunk_count;
+}
+
+/* Saves that a writer can finish without us, once it was `told`, and ones that it could if it were. */
+static uint32_t whole_count(const struct roster *roster, bool told)
 {
     const struct tspool_save *save = roster->first;
     uint32_t count = 0;
 
     for (; save; save = save->next_active)
-        count += !save->abandon_wanted && is_whole(save);
+        count += !save->abandon_wanted && is_whole(save) && is_told(save) == told;
     return count;
 }
 
@@ -44,13 +50,18 @@ static void writer_dismiss(struct roster *roster, bool abandon)
     uint64_t deadline_ns = deadline_after(CLOSE_GRACE_NS);
     int waited = 0;
 
+    /* What is between two writers goes to the next one first. */
+    while (whole_count(roster, false) > 0 && !roster->broken && waited == 0)
+        waited = roster_wait(roster, deadline_ns);
+    deadline_ns = deadline_after(CLOSE_GRACE_NS);
+    waited = 0;
     roster->want_close = true;
     roster->close_abandon = abandon;
     roster_wake(roster);
     while (!roster->close_sent && !roster->broken && waited == 0)
         waited = roster_wait(roster, deadline_ns);
     /* One that has nothing to publish ends soon, and is reaped; one that does not is left behind. */
-    while (left_count(roster) == 0 && roster->presence == WRITER_SERVING && !roster->broken && waited == 0)
+    while (whole_count(roster, true) == 0 && roster->presence == WRITER_SERVING && !roster->broken && waited == 0)
         waited = roster_wait(roster, deadline_ns);
 }
 
@@ -67,7 +78,7 @@ static int close_locked(struct roster *roster, uint64_t timeout_ns, struct tspoo
 {
     uint64_t published = roster->published, failed = roster->failed;
     int result = saves_await(roster, deadline_after(timeout_ns));
-    uint32_t left;
+    uint32_t whole;
 
     report->failed = (uint32_t)(roster->failed - failed);
     if (result < 0)
@@ -76,9 +87,9 @@ static int close_locked(struct roster *roster, uint64_t timeout_ns, struct tspoo
         saves_await(roster, deadline_after(CLOSE_GRACE_NS));
     writer_dismiss(roster, report->mode == TSPOOL_CLOSE_ABORT);
     report->published = (uint32_t)(roster->published - published);
-    left = left_count(roster);
-    report->left = roster->close_sent ? left : 0;
-    report->aborted += left - report->left; /* the writer could not be told of all of it */
+    whole = whole_count(roster, true) + whole_count(roster, false);
+    report->left = roster->close_sent ? whole_count(roster, true) : 0;
+    report->aborted += whole - report->left; /* the writer could not be told of all of it */
     report->writer_pid = report->left ? roster->writer_pid : 0;
     return result;
 }

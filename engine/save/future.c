@@ -36,6 +36,13 @@ bool save_is_copied(const struct tspool_save *save) { return save->staged_at_ns 
 
 bool save_is_ending(const struct tspool_save *save) { return __atomic_load_n(&save->cancelled, __ATOMIC_RELAXED); }
 
+uint64_t save_deadline(const struct tspool_save *save)
+{
+    uint64_t due;
+
+    return save->deadline_ns && save->staged_at_ns && checked_add(save->staged_at_ns, save->deadline_ns, &due) ? due : UINT64_MAX;
+}
+
 int save_error(const struct tspool_save *save)
 {
     if (save->result.outcome == TSPOOL_OUTCOME_UNKNOWN)
@@ -129,7 +136,7 @@ void save_chunk_staged(struct tspool_save *save, uint32_t chunk)
 {
     uint32_t last = save_plan(save)->chunk_count - 1;
 
-    if (save_is_ending(save))
+    if (save_is_ending(save) || save->restage_wanted)
         return;
     /* The counters are judged before the writer can know of the last chunk: it cannot publish what we refuse. */
     if (save->staged_count == last && !versions_hold(save))
@@ -191,7 +198,7 @@ void save_stop_staging(struct tspool_save *save)
 void save_give_up(struct tspool_save *save, const struct tspool_failure *failure)
 {
     if (save_is_ending(save))
-        return; /* given up before, or its writer died: that reason stands */
+        return; /* given up before, or it cannot be saved any more: that reason stands */
     save->abandon_wanted = true;
     save->intended = *failure;
     save_stop_staging(save);

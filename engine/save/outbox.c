@@ -39,6 +39,16 @@ static bool compose_ping(struct supervisor *supervisor)
     return true;
 }
 
+/* The writer's clock starts with the last STAGED that it is told; for a replay much of the time may be gone already. */
+static uint64_t deadline_left(const struct supervisor *supervisor, const struct tspool_save *save)
+{
+    uint64_t now_ns = io_now(supervisor->io), due_ns = save_deadline(save);
+
+    if (save->result.level < TSPOOL_STAGED || due_ns == UINT64_MAX)
+        return save->deadline_ns;
+    return due_ns > now_ns ? due_ns - now_ns : 1;
+}
+
 /* BEGIN. A save whose texts cannot be composed fails; false then. */
 static bool compose_begin(struct supervisor *supervisor, struct tspool_save *save, int *fds, unsigned *fd_count)
 {
@@ -63,7 +73,7 @@ static bool compose_begin(struct supervisor *supervisor, struct tspool_save *sav
     begin->hash_late = supervisor->settings.cpus_are_few && save->replayable && save->staging != TSPOOL_STAGING_CALLER;
     begin->sheet_bytes = save->layout->sheet_bytes;
     begin->appendix_bytes = save->appendix_bytes;
-    begin->deadline_ns = save->deadline_ns;
+    begin->deadline_ns = deadline_left(supervisor, save);
     fds[0] = save->layout->sheet_fd;
     fds[1] = save->appendix_fd;
     *fd_count = 2;
@@ -92,7 +102,7 @@ static bool compose_staged(struct supervisor *supervisor, struct tspool_save *sa
 
 static bool compose_of_save(struct supervisor *supervisor, struct tspool_save *save, int *fds, unsigned *fd_count)
 {
-    if (save->state == SAVE_SUBMITTED && !save->abandon_wanted)
+    if (save->state == SAVE_SUBMITTED && !save->abandon_wanted && !save->restage_wanted && !supervisor->link.is_retiring)
         return compose_begin(supervisor, save, fds, fd_count);
     if (save->state != SAVE_BEGUN || save->abandon_sent)
         return false;

@@ -4,13 +4,20 @@
  *                     not ours or absent -> look at the hidden directory: another's manifest there is an old checkpoint
  *                     that was put aside and must stay; else sweep it: ABSENT
  *                     cannot be looked at -> UNCLEAR, nothing is removed
- *   sweep: only while the part record's lock can be had; a writer that is stuck in the kernel still holds it.
+ *   sweep: only while the part record's lock can be had; a writer that is stuck in the kernel still holds it. A dead one's is
+ *   given back by the kernel, at times a little after its death is seen (I/O in flight holds on to what it uses), and gc
+ *   tries locks too: one that is refused is asked for again, for about a second.
+ *
+ * A writer that may be alive (RECOVERY_LOOKS) may publish at any moment: then only the name is looked at.
  */
 #include <save/recovery.h>
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define PAUSE_NS ((uint64_t)5000000) /* before the lock is asked for again; each time twice as long */
+#define PAUSES_MAX 8u                /* together 1.3 s */
 
 static void look_begin(struct recovery *recovery, bool at_hidden)
 {
@@ -29,13 +36,17 @@ static void look_end(struct recovery *recovery)
             recovery->step = RECOVERY_DONE;
         } else if (recovery->sight == SIGHT_OURS)
             recovery->step = SYNC_ROOT;
-        else
+        else if (recovery->mode == RECOVERY_LOOKS) {
+            recovery->outcome = RECOVERY_HELD;
+            recovery->step = RECOVERY_DONE;
+        } else
             look_begin(recovery, true);
         return;
     }
     recovery->hidden_sight = recovery->sight;
     recovery->outcome = RECOVERY_ABSENT;
     recovery->left = recovery->sight == SIGHT_OTHER || recovery->sight == SIGHT_ERROR;
+    recovery->left_error = recovery->sight == SIGHT_ERROR ? EIO : 0;
     recovery->step = recovery->left ? RECOVERY_DONE : SWEEP_OPEN;
 }
 
@@ -71,11 +82,31 @@ static void advance_look(struct recovery *recovery, int64_t result)
         return;
     case SYNC_ROOT:
         recovery->outcome = result < 0 ? RECOVERY_UNCLEAR : RECOVERY_PUBLISHED;
-        recovery->step = result < 0 ? RECOVERY_DONE : SWEEP_OPEN;
+        recovery->step = result < 0 || recovery->mode == RECOVERY_LOOKS ? RECOVERY_DONE : SWEEP_OPEN;
         return;
     default:
         return;
     }
+}
+
+/* The first reason counts. */
+static void leave(struct recovery *recovery, int64_t result)
+{
+    if (!recovery->left)
+        recovery->left_error = (int)-result;
+    recovery->left = true;
+}
+
+static void lock_tried(struct recovery *recovery, int64_t result)
+{
+    if (result == -EWOULDBLOCK && recovery->pauses < PAUSES_MAX) {
+        recovery->pauses++;
+        recovery->step = SWEEP_PAUSE;
+        return;
+    }
+    if (result < 0)
+        leave(recovery, result);
+    recovery->step = result < 0 ? SWEEP_CLOSE_PART : SWEEP_LIST;
 }
 
 static void advance_sweep(struct recovery *recovery, int64_t result)
@@ -83,7 +114,8 @@ static void advance_sweep(struct recovery *recovery, int64_t result)
     switch (recovery->step) {
     case SWEEP_OPEN:
         recovery->directory = (int)result;
-        recovery->left = result < 0 && result != -ENOENT;
+        if (result < 0 && result != -ENOENT)
+            leave(recovery, result);
         recovery->step = result < 0 ? RECOVERY_DONE : SWEEP_OPEN_PART;
         return;
     case SWEEP_OPEN_PART:
@@ -91,14 +123,19 @@ static void advance_sweep(struct recovery *recovery, int64_t result)
         recovery->step = result < 0 ? SWEEP_LIST : SWEEP_LOCK;
         return;
     case SWEEP_LOCK:
-        recovery->left = result < 0;
-        recovery->step = result < 0 ? SWEEP_CLOSE_PART : SWEEP_LIST;
+        lock_tried(recovery, result);
+        return;
+    case SWEEP_PAUSE:
+        recovery->step = SWEEP_LOCK;
         return;
     case SWEEP_LIST:
-        recovery->left = result < 0;
+        if (result < 0)
+            leave(recovery, result);
         recovery->step = result < 0 || recovery->list.count == 0 ? SWEEP_CLOSE_PART : SWEEP_UNLINK;
         return;
     case SWEEP_UNLINK:
+        if (result < 0 && result != -ENOENT)
+            leave(recovery, result);
         recovery->list_position++;
         if (recovery->list_position == recovery->list.count)
             recovery->step = SWEEP_CLOSE_PART;
@@ -110,7 +147,8 @@ static void advance_sweep(struct recovery *recovery, int64_t result)
         recovery->step = recovery->left ? RECOVERY_DONE : SWEEP_REMOVE;
         return;
     case SWEEP_REMOVE:
-        recovery->left = result < 0 && result != -ENOENT;
+        if (result < 0 && result != -ENOENT)
+            leave(recovery, result);
         recovery->step = RECOVERY_DONE;
         return;
     default:
@@ -127,7 +165,7 @@ static void advance(struct recovery *recovery, int64_t result)
         advance_sweep(recovery, result);
 }
 
-static void compose(struct recovery *recovery, struct op *op)
+static void compose(struct recovery *recovery, struct io *io, struct op *op)
 {
     const char *name = recovery->at_hidden ? recovery->hidden : recovery->name;
 
@@ -162,6 +200,9 @@ static void compose(struct recovery *recovery, struct op *op)
     case SWEEP_LOCK:
         op->kind = OP_LOCK, op->handle = recovery->file;
         return;
+    case SWEEP_PAUSE:
+        op->kind = OP_TIMER, op->deadline_ns = io_now(io) + (PAUSE_NS << (recovery->pauses - 1));
+        return;
     case SWEEP_LIST:
         op->kind = OP_LIST, op->handle = recovery->directory, op->list = &recovery->list;
         return;
@@ -188,7 +229,7 @@ static void run(struct recovery *recovery, struct io *io)
         int error = 0;
 
         if (!is_needless(recovery)) {
-            compose(recovery, &recovery->op);
+            compose(recovery, io, &recovery->op);
             error = io_submit(io, &recovery->op);
             recovery->in_flight = error == 0;
             if (error == 0)
@@ -198,15 +239,15 @@ static void run(struct recovery *recovery, struct io *io)
     }
 }
 
-int recovery_start(struct recovery *recovery, struct io *io, int root, const char *name, const uint8_t save_id[16], uint32_t rank,
-                   const char *front, size_t front_size)
+int recovery_start(struct recovery *recovery, struct io *io, enum recovery_mode mode, int root, const char *name,
+                   const uint8_t save_id[16], uint32_t rank, const char *front, size_t front_size)
 {
     void *owner = recovery->op.owner;
     char *seen = malloc(front_size ? front_size : 1);
 
     if (!seen)
         return -ENOMEM;
-    *recovery = (struct recovery){ .op.owner = owner, .root = root, .directory = -1, .file = -1, .name = name,
+    *recovery = (struct recovery){ .op.owner = owner, .mode = mode, .root = root, .directory = -1, .file = -1, .name = name,
                                    .front = front, .front_size = front_size, .seen = seen };
     hidden_name_make(name, save_id, recovery->hidden);
     part_name_make(rank, recovery->part);

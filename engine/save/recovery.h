@@ -1,7 +1,8 @@
 /* save/recovery.h - after a writer's death: did the save get published, and what did it leave behind?
  *
  * Looking comes first: death between the rename and its report leaves a published checkpoint. It is known by the front of
- * its manifest (save id, sequence and time are in it), which the trainer composed itself. What is not published is swept.
+ * its manifest (save id, sequence and time are in it), which the trainer composed itself and which is the same in every
+ * attempt. What is not published is swept, so that the next attempt finds its hidden directory's name free.
  * One operation at a time over the supervisor's io; it never blocks the supervisor.
  */
 #ifndef SAVE_RECOVERY_H
@@ -13,14 +14,21 @@
 enum recovery_outcome {
     RECOVERY_RUNNING = 0,
     RECOVERY_PUBLISHED,  /* it stands under its name, and the root was synced */
-    RECOVERY_ABSENT,     /* it does not stand; what was left of it is removed, as far as it could be */
-    RECOVERY_UNCLEAR     /* the name could not be looked at; nothing was removed */
+    RECOVERY_ABSENT,     /* it does not stand; what was left of it is removed, as far as it could be: see `left` */
+    RECOVERY_UNCLEAR,    /* the name could not be looked at; nothing was removed */
+    RECOVERY_HELD        /* it does not stand yet, but its writer may be alive (RECOVERY_LOOKS); nothing was removed */
+};
+
+enum recovery_mode {
+    RECOVERY_SWEEPS = 0,
+    RECOVERY_LOOKS       /* the writer was killed but hangs in the kernel: what is its own is not touched */
 };
 
 enum recovery_step {
     LOOK_OPEN, LOOK_OPEN_MANIFEST, LOOK_READ, LOOK_CLOSE_MANIFEST, LOOK_CLOSE,   /* name first, then the hidden directory */
     SYNC_ROOT,
-    SWEEP_OPEN, SWEEP_OPEN_PART, SWEEP_LOCK, SWEEP_LIST, SWEEP_UNLINK, SWEEP_CLOSE_PART, SWEEP_CLOSE, SWEEP_REMOVE,
+    SWEEP_OPEN, SWEEP_OPEN_PART, SWEEP_LOCK, SWEEP_PAUSE, SWEEP_LIST, SWEEP_UNLINK, SWEEP_CLOSE_PART, SWEEP_CLOSE,
+    SWEEP_REMOVE,
     RECOVERY_DONE
 };
 
@@ -29,6 +37,7 @@ enum recovery_sight { SIGHT_NONE, SIGHT_OURS, SIGHT_OTHER, SIGHT_ERROR };
 struct recovery {
     struct op op;
     bool in_flight;
+    enum recovery_mode mode;
     enum recovery_step step;
     enum recovery_outcome outcome;
     enum recovery_sight name_sight, hidden_sight, sight;
@@ -41,12 +50,14 @@ struct recovery {
     char *seen;                    /* front_size bytes */
     struct io_list list;
     size_t list_position;
+    unsigned pauses;               /* since the lock was refused first */
     bool left;                     /* something of it could not be removed */
+    int left_error;                /* positive: why; 0: it is not ours to remove */
 };
 
 /* -ENOMEM: then nothing was started. */
-int recovery_start(struct recovery *recovery, struct io *io, int root, const char *name, const uint8_t save_id[16], uint32_t rank,
-                   const char *front, size_t front_size);
+int recovery_start(struct recovery *recovery, struct io *io, enum recovery_mode mode, int root, const char *name,
+                   const uint8_t save_id[16], uint32_t rank, const char *front, size_t front_size);
 /* The recovery's op completed. Submits the next, or sets `outcome`. */
 void recovery_step(struct recovery *recovery, struct io *io, int64_t result);
 void recovery_deinit(struct recovery *recovery);

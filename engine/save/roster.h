@@ -25,10 +25,11 @@ int wake_init(struct wake *wake, struct tspool_failure *failure);
 void wake_deinit(struct wake *wake);
 
 enum writer_presence {
-    WRITER_ABSENT,    /* nobody; the next save, or want_writer, starts one */
+    WRITER_ABSENT,    /* nobody; a save that waits, or want_writer, starts one: see restart.h */
     WRITER_STARTING,
     WRITER_SERVING,
-    WRITER_REFUSED    /* the last start failed: `writer_failure` says why. The next wish tries again */
+    WRITER_REFUSED    /* the last one refused to serve, or tspool_open's failed: `writer_failure` says why. The next
+                       * wish tries again */
 };
 
 struct roster {
@@ -39,7 +40,7 @@ struct roster {
     struct tspool_save *first, *last;  /* submitted and not resolved, in the order of submission (next_active) */
     struct tspool_save *unlooked;      /* failed, and nobody looked yet, oldest first (next_unlooked) */
 
-    bool want_writer;                  /* tspool_open, and each submit */
+    bool want_writer;                  /* tspool_open waits for the first one */
     bool want_close;                   /* tell the writer CLOSE once everything staged was sent */
     bool close_abandon;
     bool want_stop;                    /* the supervisor's thread ends */

@@ -11,6 +11,7 @@
 #include <format/safetensors.h>
 #include <save/layout.h>
 #include <save/recovery.h>
+#include <save/replay.h>
 #include <save/roster.h>
 #include <save/spans.h>
 #include <sys/types.h>
@@ -22,9 +23,9 @@ struct tspool;
 
 enum save_state {
     SAVE_DECLARED,   /* tspool_save_submit moves it to SUBMITTED */
-    SAVE_SUBMITTED,  /* no writer knows of it yet; the supervisor sends BEGIN -> BEGUN, or gives it a verdict */
-    SAVE_BEGUN,      /* the writer's messages give the verdict; its death -> RECOVERING */
-    SAVE_RECOVERING, /* the writer is dead: recovery finds out what it left, and gives the verdict */
+    SAVE_SUBMITTED,  /* no writer knows of this attempt; the supervisor sends BEGIN -> BEGUN, or gives it a verdict */
+    SAVE_BEGUN,      /* the writer's messages give the verdict; its death, or what another attempt may mend -> RECOVERING */
+    SAVE_RECOVERING, /* the attempt is over: recovery finds out what it left; a verdict, or -> SUBMITTED again */
     SAVE_ENDING,     /* verdict known; some thread still copies: its end lets the supervisor resolve */
     SAVE_RESOLVED    /* for ever */
 };
@@ -82,15 +83,20 @@ struct tspool_save {
     struct spans spans;
 
     bool abandon_wanted, abandon_sent;
-    struct tspool_failure intended;  /* with abandon_wanted: what the save fails with (ECANCELED, or a staging error) */
+    struct tspool_failure intended;  /* with abandon_wanted: what the save fails with (ECANCELED, or a staging error);
+                                      * RECOVERING without it: why the attempt ended */
     enum tspool_outcome verdict;
     struct recovery recovery;
     uint64_t recovery_due_ns;
+    enum attempt_end end;            /* how the latest attempt ended, and how the save goes on */
+    enum replay_way way;
+    unsigned deaths, io_errors;      /* attempts that ended so */
+    bool restage_wanted;             /* copied again from the start, as soon as nobody copies for it */
     int appendix_fd;                 /* -1: not composed; kept until DURABLE, as a replay sends it again */
     uint64_t appendix_bytes;
     char *manifest_front;            /* the manifest's first bytes, by which recovery knows it again */
     size_t manifest_front_size;
-    uint64_t staged_at_ns;           /* CLOCK_MONOTONIC; 0: not yet */
+    uint64_t staged_at_ns;           /* when everything was copied; CLOCK_MONOTONIC; 0: not yet */
 
     uint64_t submit_ns;              /* CLOCK_MONOTONIC */
     struct tspool_save_result result;
@@ -114,6 +120,8 @@ const struct plan *save_plan(const struct tspool_save *save);
 bool save_is_copied(const struct tspool_save *save);
 /* Given up, failed, or without its writer: nothing is staged any more. */
 bool save_is_ending(const struct tspool_save *save);
+/* When it is to be durable by its deadline, CLOCK_MONOTONIC; UINT64_MAX: never, or not copied yet. */
+uint64_t save_deadline(const struct tspool_save *save);
 /* What waits of a failed or ending save return: -errno of the failure, -ESTALE for UNKNOWN. */
 int save_error(const struct tspool_save *save);
 /* Stops the staging: copying threads end their chunk, waiting ones return. */

@@ -124,7 +124,7 @@ static int take(struct stager *stager, struct work *work)
 static void give_back(struct stager *stager, struct work *work)
 {
     work->save->copying--;
-    if (work->save->copying == 0 && save_is_ending(work->save))
+    if (work->save->copying == 0 && (save_is_ending(work->save) || work->save->restage_wanted))
         roster_wake(stager->roster);
 }
 
@@ -134,7 +134,7 @@ static void work_once(struct stager *stager)
     struct work work;
     uint64_t began;
 
-    if (take(stager, &work) < 0 || work.save->cancelled) {
+    if (take(stager, &work) < 0 || work.save->cancelled || work.save->restage_wanted) {
         give_back(stager, &work);
         return;
     }
@@ -151,6 +151,16 @@ static void work_once(struct stager *stager)
     work.save->stage_cpu_ns += began;
     save_chunk_staged(work.save, work.chunk);
     give_back(stager, &work);
+}
+
+bool stager_work(struct stager *stager)
+{
+    while (stager->first && !has_work(stager))
+        pthread_cond_wait(&stager->work, &stager->roster->lock);
+    if (!stager->first)
+        return false;
+    work_once(stager);
+    return true;
 }
 
 void stager_help(struct stager *stager, struct tspool_save *save)

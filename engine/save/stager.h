@@ -12,6 +12,7 @@
 #include <arena/arena.h>
 #include <pthread.h>
 #include <save/roster.h>
+#include <stdbool.h>
 
 #define STAGER_THREADS_MAX 64u
 
@@ -34,6 +35,9 @@ void stager_deinit(struct stager *stager); /* joins; chunks in hand are finished
 /* With the lock held. */
 void stager_enter(struct stager *stager, struct tspool_save *save);  /* at the end of the line */
 void stager_remove(struct stager *stager, struct tspool_save *save); /* fine when it is not in line */
+/* The caller takes the front's next chunk and copies it, whole; it waits while another thread is getting a slot, and for the
+ * slot. Gives the lock away meanwhile. False when nobody stands in line. */
+bool stager_work(struct stager *stager);
 /* The caller copies along until every chunk of `save` was taken. Gives the lock away while it works. */
 void stager_help(struct stager *stager, struct tspool_save *save);
 

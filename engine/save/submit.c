@@ -183,11 +183,14 @@ static void stage_begin(struct tspool_save *save)
         stager_enter(save->stager, save);
 }
 
-/* Staging "now": until STAGED, or until the failure is final. */
+/* Staging "now": until STAGED, or until the failure is final. It may enter the line again: see replay.h. */
 static int stage_wait(struct tspool_save *save, struct tspool_failure *failure)
 {
     while (save->result.level < TSPOOL_STAGED && save->state != SAVE_RESOLVED && !save->roster->broken)
-        roster_wait(save->roster, UINT64_MAX);
+        if (save->in_line)
+            stager_help(save->stager, save);
+        else
+            roster_wait(save->roster, UINT64_MAX);
     if (save->result.level >= TSPOOL_STAGED)
         return 0;
     failure_give(failure, &save->result.failure);
@@ -217,10 +220,8 @@ static int stage(struct tspool_save *save, struct tspool_failure *failure)
 {
     int error = 0;
 
-    if (save->staging == TSPOOL_STAGING_NOW) {
-        stager_help(save->stager, save);
+    if (save->staging == TSPOOL_STAGING_NOW)
         error = stage_wait(save, failure);
-    }
     save->result.stall_ns = monotonic_ns() - save->submit_ns;
     return error;
 }

@@ -1,152 +1,26 @@
-/* save/supervisor.c - see supervisor.h. The machine's frame: completions in, deaths and deadlines, verdicts out. What the
- * writer says is in answers.c, what it is told in outbox.c.
+/* save/supervisor.c - see supervisor.h. The machine's frame: completions in, deadlines, verdicts out. What the writer says is
+ * in answers.c, what it is told in outbox.c, how it comes and goes in restart.c, what becomes of its saves in replay.c.
  */
 #include <save/supervisor.h>
 
 #include <base/checked.h>
 #include <base/failure.h>
 #include <errno.h>
+#include <save/replay.h>
+#include <save/restart.h>
 #include <save/save.h>
-#include <stdio.h>
-#include <string.h>
 
 #define TICKS_OF_SILENCE 4u                                /* heartbeat_ns is divided into this many ticks */
 #define DEADLINE_GRACE_NS ((uint64_t)1000000000)           /* the writer enforces the deadline; we, when it does not */
-#define RECOVERY_PATIENCE_NS (30 * (uint64_t)1000000000)   /* to look at the name, on a file system that may hang */
 
-/* The writer comes --------------------------------------------------------------------------------------------------- */
-
-static void hello_send(struct supervisor *supervisor)
-{
-    const int fds[] = { supervisor->settings.arena_fd, supervisor->settings.root_fd, supervisor->settings.trainer_pidfd };
-
-    message_init(&supervisor->link.outgoing, MESSAGE_HELLO, NULL);
-    supervisor->link.outgoing.hello = supervisor->settings.hello;
-    link_send(&supervisor->link, supervisor->io, fds, supervisor->settings.trainer_pidfd < 0 ? 2 : 3);
-}
-
-/* No writer can be had: what waits for one fails with the reason. */
-static void writer_refuse(struct supervisor *supervisor, const struct tspool_failure *failure)
-{
-    struct roster *roster = supervisor->roster;
-    struct tspool_save *save, *next;
-
-    roster->presence = WRITER_REFUSED;
-    roster->writer_failure = *failure;
-    roster->want_writer = false;
-    for (save = roster->first; save; save = next) {
-        next = save->next_active;
-        if (save->state == SAVE_SUBMITTED)
-            save_decide(save, TSPOOL_OUTCOME_FAILED, failure);
-    }
-    roster_changed(roster);
-}
-
-static bool is_writer_wanted(const struct roster *roster)
-{
-    const struct tspool_save *save = roster->first;
-
-    while (save && save->state != SAVE_SUBMITTED)
-        save = save->next_active;
-    return (roster->want_writer || save) && !roster->want_stop;
-}
-
-static void writer_start(struct supervisor *supervisor)
-{
-    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
-    uint64_t deadline = UINT64_MAX;
-    int error;
-
-    (void)checked_add(io_now(supervisor->io), supervisor->settings.start_timeout_ns, &deadline);
-    supervisor->silent_ticks = 0;
-    supervisor->ping_wanted = false;
-    error = link_start(&supervisor->link, supervisor->io, deadline, &failure);
-    if (error < 0) {
-        writer_refuse(supervisor, &failure);
-        return;
-    }
-    supervisor->roster->presence = WRITER_STARTING;
-    hello_send(supervisor);
-}
-
-/* The writer goes ---------------------------------------------------------------------------------------------------- */
-
-static void recovery_begin(struct supervisor *supervisor, struct tspool_save *save, const struct tspool_failure *failure)
-{
-    save->state = SAVE_RECOVERING;
-    if (!save->abandon_wanted)
-        save->intended = *failure;
-    save_stop_staging(save);
-    save->recovery_due_ns = io_now(supervisor->io) + RECOVERY_PATIENCE_NS;
-    save->recovery.op.owner = save;
-    if (recovery_start(&save->recovery, supervisor->io, supervisor->settings.root_fd, save->name, save->attempt.save_id,
-                       save->rank, save->manifest_front, save->manifest_front_size) < 0)
-        save->recovery.outcome = RECOVERY_UNCLEAR; /* no memory to look */
-}
-
-/* What a save of a dead writer is told. */
-static void death_describe(const struct supervisor *supervisor, const char *how, struct tspool_failure *failure)
-{
-    const struct writer_link *link = &supervisor->link;
-
-    if (link->reason.error) {
-        *failure = link->reason;
-        return;
-    }
-    if (!link->was_up) {
-        failure_set(failure, TSPOOL_STAGE_WRITER, EPIPE, FAILURE_AT(.operation = "start", .path = link->launcher->path),
-                    "the writer (pid %d) %s before it was ready; its own message, if any, is on stderr", link->handle.pid, how);
-        return;
-    }
-    failure_set(failure, TSPOOL_STAGE_WRITER, EPIPE, FAILURE_AT(.operation = "writer"),
-                "the writer (pid %d) %s while it worked on this save; the next save gets a fresh writer, so save again (after "
-                "signal 9 look for the OOM killer in dmesg)", link->handle.pid, how);
-}
-
-static void writer_bury(struct supervisor *supervisor)
-{
-    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
-    struct roster *roster = supervisor->roster;
-    struct tspool_save *save;
-    char how[96];
-
-    link_bury(&supervisor->link, how, sizeof(how));
-    death_describe(supervisor, how, &failure);
-    roster->presence = WRITER_ABSENT;
-    roster->writer_pid = 0;
-    if (!supervisor->link.was_up)
-        writer_refuse(supervisor, &failure);
-    for (save = roster->first; save; save = save->next_active)
-        if (save->state == SAVE_BEGUN)
-            recovery_begin(supervisor, save, &failure);
-    roster_changed(roster);
-}
-
-/* Recovery's end is the save's verdict. May free the save. */
-static void recovery_end(struct tspool_save *save)
-{
-    recovery_deinit(&save->recovery);
-    if (save->state != SAVE_RECOVERING) {
-        save_release(save); /* it was not waited for any longer */
-        return;
-    }
-    if (save->recovery.outcome == RECOVERY_PUBLISHED) {
-        save_reach(save, TSPOOL_PUBLISHED, monotonic_ns());
-        save_decide(save, TSPOOL_OUTCOME_PUBLISHED, NULL);
-        return;
-    }
-    save_decide(save, save->recovery.outcome == RECOVERY_ABSENT ? TSPOOL_OUTCOME_FAILED : TSPOOL_OUTCOME_UNKNOWN,
-                &save->intended);
-}
+/* Completions -------------------------------------------------------------------------------------------------------- */
 
 static void recovery_completed(struct supervisor *supervisor, struct tspool_save *save, int64_t result)
 {
     recovery_step(&save->recovery, supervisor->io, result);
     if (!save->recovery.in_flight)
-        recovery_end(save);
+        attempt_recovered(supervisor, save);
 }
-
-/* Completions -------------------------------------------------------------------------------------------------------- */
 
 static void wake_arm(struct supervisor *supervisor)
 {
@@ -211,6 +85,7 @@ static void completed(struct supervisor *supervisor, const struct completion *co
         sent(supervisor, completion->result);
     } else if (op == &link->death_op) {
         link->watching = false;
+        link->dead |= completion->result >= 0;
         if (link->state != LINK_DRAINING)
             link_drain(link, supervisor->io);
     } else {
@@ -222,18 +97,24 @@ static void completed(struct supervisor *supervisor, const struct completion *co
 
 static bool is_past(uint64_t due_ns, uint64_t now_ns) { return now_ns >= due_ns; }
 
+static bool has_begun(const struct roster *roster)
+{
+    const struct tspool_save *save = roster->first;
+
+    while (save && save->state != SAVE_BEGUN)
+        save = save->next_active;
+    return save != NULL;
+}
+
 /* A stopped trainer sees all its timers end at once; ticks, not times, are counted, so that the writer's answers are read
  * before it is judged. */
 static void heartbeat(struct supervisor *supervisor, uint64_t now_ns)
 {
     uint64_t interval = max_u64(supervisor->settings.heartbeat_ns / TICKS_OF_SILENCE, 1000000);
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;
-    const struct tspool_save *save = supervisor->roster->first;
     struct writer_link *link = &supervisor->link;
 
-    while (save && save->state != SAVE_BEGUN)
-        save = save->next_active;
-    if (!save || link->state != LINK_UP) {
+    if (!has_begun(supervisor->roster) || link->state != LINK_UP) {
         supervisor->tick_due_ns = 0;
         supervisor->silent_ticks = 0;
         return;
@@ -278,10 +159,9 @@ static uint64_t deadline_of(const struct tspool_save *save)
 
     if (save->state == SAVE_RECOVERING)
         return save->recovery_due_ns;
-    if (save->state != SAVE_BEGUN || !save->deadline_ns || !save->staged_at_ns)
-        return UINT64_MAX;
-    if (!checked_add(save->staged_at_ns, save->deadline_ns, &due)
-        || !checked_add(due, min_u64(save->deadline_ns, DEADLINE_GRACE_NS), &due))
+    if (save->state == SAVE_SUBMITTED)
+        return save->result.level >= TSPOOL_STAGED ? save_deadline(save) : UINT64_MAX; /* waits for its next writer */
+    if (save->state != SAVE_BEGUN || !checked_add(save_deadline(save), min_u64(save->deadline_ns, DEADLINE_GRACE_NS), &due))
         return UINT64_MAX;
     return due;
 }
@@ -294,12 +174,20 @@ static void save_due(struct supervisor *supervisor, struct tspool_save *save)
         save_decide(save, TSPOOL_OUTCOME_UNKNOWN, &save->intended);
         return;
     }
+    if (save->state == SAVE_SUBMITTED) {
+        failure_set(&failure, TSPOOL_STAGE_WRITER, ETIMEDOUT, FAILURE_AT(.operation = "deadline", .path = save->name),
+                    "the save was not durable %llu ms after it was staged, and waited for another writer; before: %.220s",
+                    (unsigned long long)(save->deadline_ns / 1000000), save->result.retry_cause);
+        save_decide(save, TSPOOL_OUTCOME_FAILED, &failure);
+        return;
+    }
     if (supervisor->link.state != LINK_UP)
         return; /* being ended already */
     failure_set(&failure, TSPOOL_STAGE_WRITER, ETIMEDOUT, FAILURE_AT(.operation = "deadline", .path = save->name),
                 "the save was not durable %llu ms after it was staged, and its writer (pid %d) did not end it: killed; it was "
                 "last seen in %s", (unsigned long long)(save->deadline_ns / 1000000), supervisor->link.handle.pid,
                 supervisor->link.last_seen[0] ? supervisor->link.last_seen : "nothing that takes time");
+    save_give_up(save, &failure); /* this one is over; others of the same writer are replayed */
     link_end(&supervisor->link, supervisor->io, &failure);
 }
 
@@ -313,8 +201,10 @@ static void saves_due(struct supervisor *supervisor, uint64_t now_ns)
             save_settle(save);
         else if (save->state == SAVE_SUBMITTED && save->abandon_wanted)
             save_decide(save, TSPOOL_OUTCOME_FAILED, &save->intended);
+        else if (save->state == SAVE_SUBMITTED && save->restage_wanted)
+            save_restage(save);
         else if (save->state == SAVE_RECOVERING && !save->recovery.in_flight)
-            recovery_end(save); /* every operation was refused */
+            attempt_recovered(supervisor, save); /* every operation was refused */
         else if (is_past(deadline_of(save), now_ns))
             save_due(supervisor, save);
     }
@@ -331,6 +221,17 @@ static void pump(struct supervisor *supervisor)
         link_send(&supervisor->link, supervisor->io, fds, fd_count);
 }
 
+/* It got SIGTERM and has finished what it had: it should be gone in a moment, and what waits for the next one waits for that. */
+static void retirement_due(struct supervisor *supervisor, uint64_t now_ns)
+{
+    struct writer_link *link = &supervisor->link;
+
+    if (link->state != LINK_UP || !link->is_retiring || has_begun(supervisor->roster))
+        return;
+    link->state = LINK_ENDING;
+    link->due_ns = now_ns + supervisor->settings.heartbeat_ns;
+}
+
 /* Wishes, deaths and deadlines, whatever woke us. */
 static void act(struct supervisor *supervisor)
 {
@@ -338,12 +239,12 @@ static void act(struct supervisor *supervisor)
     uint64_t now_ns = io_now(supervisor->io);
 
     heartbeat(supervisor, now_ns);
+    retirement_due(supervisor, now_ns);
     link_due(supervisor, now_ns);
-    saves_due(supervisor, now_ns);
     if (link_is_over(&supervisor->link))
         writer_bury(supervisor);
-    if (supervisor->link.state == LINK_DOWN && is_writer_wanted(roster))
-        writer_start(supervisor);
+    saves_due(supervisor, now_ns);
+    restart_due(supervisor, now_ns);
     pump(supervisor);
     if (roster->want_close && supervisor->link.state == LINK_DOWN && !roster->close_sent) {
         roster->close_sent = true; /* nobody to tell */
@@ -361,8 +262,9 @@ static uint64_t next_due(const struct supervisor *supervisor)
         due = supervisor->link.due_ns;
     if (supervisor->tick_due_ns)
         due = min_u64(due, supervisor->tick_due_ns);
+    due = min_u64(due, restart_deadline(supervisor));
     for (save = supervisor->roster->first; save; save = save->next_active)
-        if (save->state == SAVE_RECOVERING || supervisor->link.state == LINK_UP)
+        if (save->state != SAVE_BEGUN || supervisor->link.state == LINK_UP)
             due = min_u64(due, deadline_of(save));
     return due;
 }

@@ -32,6 +32,8 @@ struct supervisor {
     uint64_t ping_sequence;
     bool ping_wanted;
     uint64_t sequence;                  /* commit sequence of the latest manifest */
+    unsigned deaths;                    /* of writers in a row, since a save succeeded */
+    uint64_t restart_due_ns;            /* no writer is started before */
     bool done;                          /* want_stop was seen: the thread ends */
 };
 

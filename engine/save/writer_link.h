@@ -52,8 +52,11 @@ struct writer_link {
     bool only_queued;                   /* the RECV in flight reads a dead writer out */
     struct message incoming, outgoing;
     struct message_ready ready;
-    bool was_up, is_leaving;            /* is_leaving: CLOSE was sent, so its end is no failure */
+    bool was_up, refused;               /* refused: READY was an error, or of another version */
+    bool is_leaving;                    /* CLOSE was sent, so its end is no failure */
+    bool is_retiring;                   /* it got SIGTERM: it finishes what it has, and is told of no new attempt */
     bool killed;
+    bool dead;                          /* its death was seen; false at the burial: it hangs in the kernel */
     uint64_t due_ns;                    /* GREETING: start timeout; ENDING: end of patience */
     struct tspool_failure reason;       /* why we ended it; error 0: it died by itself */
     char last_seen[320];                /* from PONG: what it was busy with */

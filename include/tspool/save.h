@@ -113,8 +113,9 @@ struct tspool_save_result {
     uint64_t planned_ns, stall_ns, staged_ns, written_ns, synced_ns, durable_ns, published_ns;
                                  /* stall: how long submit kept the caller */
     uint32_t files;
-    uint32_t attempts;
-    uint8_t replayable;          /* the state fits the arena and stays there until DURABLE */
+    uint32_t attempts;           /* how many writers, or tries of one, the save took so far */
+    uint8_t replayable;          /* said at submit: the state fits the arena and stays there until DURABLE, so that the death
+                                  * of any writer costs time and nothing else */
     uint8_t plan_reused;
     uint8_t direct;              /* O_DIRECT was really in force */
     uint8_t registered;          /* buffers were registered with io_uring */
@@ -126,6 +127,7 @@ struct tspool_save_result {
     char backend[16];            /* "uring" or "threads" */
     char io_note[160];           /* why it is not the preferred mode; empty when it is */
     struct tspool_failure failure;
+    char retry_cause[256];       /* why the latest earlier attempt ended, one line; empty with one attempt */
 };
 #define TSPOOL_SAVE_RESULT_INIT { .size = sizeof(struct tspool_save_result) }
 

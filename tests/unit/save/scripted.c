@@ -2,6 +2,7 @@
 #include "scripted.h"
 
 #include <arena/arena.h>
+#include <base/failure.h>
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -13,13 +14,17 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static char tensor_bytes[1];
+static char tensor_bytes[33 << 20];
 
 static int start(struct writer_launcher *launcher, struct writer_handle *handle, struct tspool_failure *failure)
 {
     struct scripted *scripted = (struct scripted *)launcher;
     int ends[2];
 
+    if (scripted->refusals > 0) {
+        scripted->refusals--;
+        return failure_set(failure, TSPOOL_STAGE_WRITER, EAGAIN, FAILURE_AT(.operation = "spawn"), "scripted to be refused");
+    }
     cr_assert_eq(channel_create(ends, failure), 0);
     *handle = (struct writer_handle){ .channel = ends[0], .death = eventfd(0, EFD_NONBLOCK), .pid = 4711 };
     scripted->peer = ends[1];
@@ -41,7 +46,8 @@ static void kill_writer(struct writer_launcher *launcher, struct writer_handle *
 
     (void)handle;
     scripted->kills++;
-    scripted_die(scripted);
+    if (!scripted->unkillable)
+        scripted_die(scripted);
 }
 
 static void release(struct writer_launcher *launcher, struct writer_handle *handle, char *how, size_t how_size)
@@ -55,37 +61,49 @@ static void release(struct writer_launcher *launcher, struct writer_handle *hand
     snprintf(how, how_size, "was scripted to die");
 }
 
-/* A save of one tensor of 33 MB, never copied: three chunks in slots 0 to 2. */
-static struct tspool_save *save_make(struct scripted *scripted)
+/* A save of one tensor of 33 MB: three chunks, in slots 0 to 2 where it fits. */
+static struct tspool_save *save_make(struct scripted *scripted, uint8_t id, enum tspool_staging staging)
 {
+    bool fits = arena_slot_count(scripted->arena) >= 3;
     const uint64_t shape[] = { 33 << 20 };
     struct tspool_tensor tensor = TSPOOL_TENSOR_INIT;
     struct tspool_save *save = calloc(1, sizeof(*save));
     uint32_t first = 0;
 
-    *save = (struct tspool_save){ .roster = &scripted->roster, .arena = scripted->arena, .layout = layout_create(),
-                                  .world_size = 1, .attempt = { { 7 }, 1 }, .appendix_fd = -1, .fd = -1, .replayable = true,
-                                  .has_handle = true, .intended = TSPOOL_FAILURE_INIT };
+    *save = (struct tspool_save){ .roster = &scripted->roster, .arena = scripted->arena, .stager = &scripted->stager,
+                                  .layout = layout_create(), .world_size = 1, .attempt = { { id }, 1 }, .appendix_fd = -1,
+                                  .fd = -1, .replayable = fits, .staging = staging, .has_handle = true,
+                                  .intended = TSPOOL_FAILURE_INIT };
     save->result.failure = (struct tspool_failure)TSPOOL_FAILURE_INIT;
-    strcpy(save->name, "scripted");
+    snprintf(save->name, sizeof(save->name), "scripted-%u", id);
     tensor.name = "t", tensor.dtype = TSPOOL_U8, tensor.rank = 1, tensor.shape = shape, tensor.data = tensor_bytes;
     cr_assert_eq(layout_add(save->layout, &tensor, true, NULL), 0);
     cr_assert_eq(layout_plan(save->layout, &(struct plan_rules){ .offset_align = 4096, .world_size = 1 }, NULL), 0);
     cr_assert_eq(save_plan(save)->chunk_count, 3);
-    cr_assert_eq(arena_acquire_run(scripted->arena, 3, &first, NULL), 0);
+    if (fits)
+        cr_assert_eq(arena_acquire_run(scripted->arena, 3, &first, NULL), 0);
     save->slots = calloc(3, sizeof(*save->slots));
     save->chunks = calloc(3, 1);
     save->staged = calloc(3, sizeof(*save->staged));
     for (uint32_t i = 0; i < 3; i++)
-        save->slots[i] = first + i;
+        save->slots[i] = fits ? first + i : ARENA_NO_SLOT;
     save->result.file_bytes = save_plan(save)->file_bytes;
     return save;
 }
 
-void scripted_init(struct scripted *scripted)
+static void submit(struct scripted *scripted, struct tspool_save *save)
+{
+    pthread_mutex_lock(&scripted->roster.lock);
+    roster_add(&scripted->roster, save);
+    if (!save->replayable && save->staging != TSPOOL_STAGING_CALLER)
+        stager_enter(&scripted->stager, save);
+    pthread_mutex_unlock(&scripted->roster.lock);
+}
+
+static void init(struct scripted *scripted, uint64_t arena_bytes, enum tspool_staging staging)
 {
     const struct io_settings io_settings = { .verb_threads = 1, .transfer_threads = 1, .compute_threads = 1 };
-    const struct arena_settings arena_settings = { .bytes = 64 << 20 };
+    const struct arena_settings arena_settings = { .bytes = arena_bytes };
     struct supervisor_settings settings = { .start_timeout_ns = 20000000000, .heartbeat_ns = 200000000, .root_fd = -1,
                                             .trainer_pidfd = -1 };
 
@@ -94,29 +112,77 @@ void scripted_init(struct scripted *scripted)
     cr_assert_eq(roster_init(&scripted->roster, NULL), 0);
     cr_assert_eq(arena_create(&arena_settings, &scripted->arena, NULL), 0);
     cr_assert_eq(io_create_threads(&io_settings, &scripted->io, NULL), 0);
+    cr_assert_eq(stager_init(&scripted->stager, &scripted->roster, scripted->arena, 0, NULL, NULL), 0);
+    strcpy(scripted->root, "/tmp/tspool-scripted-XXXXXX");
+    cr_assert_not_null(mkdtemp(scripted->root));
     settings.arena_fd = arena_fd(scripted->arena);
-    settings.root_fd = open("/tmp", O_RDONLY | O_DIRECTORY);
-    settings.hello = (struct message_hello){ .version = "test", .arena_bytes = 64 << 20, .chunk_bytes = CHUNK_BYTES,
+    settings.root_fd = open(scripted->root, O_RDONLY | O_DIRECTORY);
+    settings.hello = (struct message_hello){ .version = "test", .arena_bytes = arena_bytes, .chunk_bytes = CHUNK_BYTES,
                                              .item_bytes = 4096, .depth = 1, .hash_threads = 1, .world_size = 1 };
     supervisor_init(&scripted->supervisor, scripted->io, &scripted->roster, &scripted->launcher, &settings);
-    scripted->save = save_make(scripted);
-    roster_add(&scripted->roster, scripted->save);
+    scripted->save = save_make(scripted, 7, staging);
+    submit(scripted, scripted->save);
     supervisor_step(&scripted->supervisor, NULL);
     scripted_turn(scripted);
 }
 
+void scripted_init(struct scripted *scripted) { init(scripted, 128 << 20, TSPOOL_STAGING_NOW); }
+
+void scripted_init_larger(struct scripted *scripted, enum tspool_staging staging) { init(scripted, 32 << 20, staging); }
+
+void scripted_submit_another(struct scripted *scripted)
+{
+    scripted->another = save_make(scripted, 9, scripted->save->staging);
+    submit(scripted, scripted->another);
+    scripted_turn(scripted);
+}
+
+static void save_drop(struct tspool_save *save)
+{
+    if (!save)
+        return;
+    save_look(save);
+    save->recovery.in_flight = save->has_handle = save->is_active = false;
+    recovery_deinit(&save->recovery);
+    save_release(save);
+}
+
 void scripted_deinit(struct scripted *scripted)
 {
-    struct tspool_save *save = scripted->save;
+    char command[96];
 
     io_destroy(scripted->io);
     supervisor_deinit(&scripted->supervisor);
-    save_look(save);
-    save->has_handle = save->is_active = false;
-    save_release(save);
+    stager_deinit(&scripted->stager);
+    save_drop(scripted->save);
+    save_drop(scripted->another);
     close(scripted->supervisor.settings.root_fd);
+    snprintf(command, sizeof(command), "rm -r %s", scripted->root);
+    cr_assert_eq(system(command), 0);
     arena_destroy(scripted->arena);
     roster_deinit(&scripted->roster);
+}
+
+static bool recovers(const struct tspool_save *save)
+{
+    return save && save->recovery.in_flight && save->recovery.op.kind != OP_TIMER;
+}
+
+void scripted_turn_until_starts(struct scripted *scripted, unsigned starts)
+{
+    struct completion completion;
+
+    while (scripted->starts < starts) {
+        cr_assert_eq(io_wait(scripted->io, &completion, 1, IO_FOREVER), 1);
+        supervisor_step(&scripted->supervisor, &completion);
+    }
+    scripted_turn(scripted);
+}
+
+void scripted_poke(struct scripted *scripted)
+{
+    roster_wake(&scripted->roster);
+    scripted_turn(scripted);
 }
 
 void scripted_turn(struct scripted *scripted)
@@ -126,7 +192,7 @@ void scripted_turn(struct scripted *scripted)
 
     /* Messages and deaths are ready when they were sent; recovery's verbs run on a thread, and are waited for. */
     while (was_busy) {
-        uint64_t until = scripted->save->recovery.in_flight ? IO_FOREVER : 0;
+        uint64_t until = recovers(scripted->save) || recovers(scripted->another) ? IO_FOREVER : 0;
 
         was_busy = io_wait(scripted->io, &completion, 1, until) == 1;
         if (was_busy)
@@ -171,10 +237,9 @@ void scripted_say(struct scripted *scripted, struct message *message)
 
 void scripted_say_kind(struct scripted *scripted, enum message_kind kind)
 {
-    const struct attempt attempt = { { 7 }, 1 };
     struct message message;
 
-    message_init(&message, kind, kind == MESSAGE_READY || kind == MESSAGE_PONG ? NULL : &attempt);
+    message_init(&message, kind, kind == MESSAGE_READY || kind == MESSAGE_PONG ? NULL : &scripted->save->attempt);
     if (kind == MESSAGE_READY) {
         strcpy(message.ready.version, "test");
         strcpy(message.ready.backend, "threads");
@@ -192,24 +257,51 @@ void scripted_say_kind(struct scripted *scripted, enum message_kind kind)
     scripted_say(scripted, &message);
 }
 
-void scripted_released(struct scripted *scripted, uint32_t chunk, uint32_t slot)
+void scripted_say_failed(struct scripted *scripted, int error, enum tspool_stage stage)
 {
-    const struct attempt attempt = { { 7 }, 1 };
     struct message message;
 
-    message_init(&message, MESSAGE_RELEASED, &attempt);
+    message_init(&message, MESSAGE_FAILED, &scripted->save->attempt);
+    message.failure.error = error;
+    message.failure.stage = stage;
+    message.failure.file = UINT32_MAX;
+    message.failure.file_offset = TSPOOL_NO_OFFSET;
+    strcpy(message.failure.operation, "fsync");
+    strcpy(message.failure.cause, "scripted to fail");
+    scripted_say(scripted, &message);
+    scripted_turn(scripted);
+}
+
+void scripted_released(struct scripted *scripted, uint32_t chunk, uint32_t slot)
+{
+    struct message message;
+
+    message_init(&message, MESSAGE_RELEASED, &scripted->save->attempt);
     message.released.chunk = chunk;
     message.released.slot = slot;
     scripted_say(scripted, &message);
     scripted_turn(scripted);
 }
 
-void scripted_stage_all(struct scripted *scripted)
+struct message scripted_begin(struct scripted *scripted)
 {
     scripted_told(scripted, MESSAGE_HELLO);
     scripted_say_kind(scripted, MESSAGE_READY);
     scripted_turn(scripted);
-    scripted_told(scripted, MESSAGE_BEGIN);
+    return scripted_told(scripted, MESSAGE_BEGIN);
+}
+
+void scripted_publish(struct scripted *scripted)
+{
+    scripted_say_kind(scripted, MESSAGE_WRITTEN);
+    scripted_say_kind(scripted, MESSAGE_DURABLE);
+    scripted_say_kind(scripted, MESSAGE_PUBLISHED);
+    scripted_turn(scripted);
+}
+
+void scripted_stage_all(struct scripted *scripted)
+{
+    scripted_begin(scripted);
     for (uint32_t chunk = 0; chunk < 3; chunk++) {
         scripted_stage(scripted, chunk);
         scripted_told(scripted, MESSAGE_STAGED);

@@ -59,7 +59,7 @@ static struct recovery recover(void)
     struct recovery recovery = { .in_flight = false };
     struct completion completion;
 
-    cr_assert_eq(recovery_start(&recovery, io, root_fd, "step", id, 0, ours, sizeof(ours) - 1), 0);
+    cr_assert_eq(recovery_start(&recovery, io, RECOVERY_SWEEPS, root_fd, "step", id, 0, ours, sizeof(ours) - 1), 0);
     while (recovery.in_flight) {
         cr_assert_eq(io_wait(io, &completion, 1, IO_FOREVER), 1);
         recovery_step(&recovery, io, completion.result);
