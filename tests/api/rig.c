@@ -165,6 +165,14 @@ void assert_holds(const struct rig *rig, const char *name, const struct state *s
     tspool_checkpoint_close(checkpoint);
 }
 
+void published_remove(const struct rig *rig, const char *name)
+{
+    char path[300];
+
+    snprintf(path, sizeof(path), "%s/%s", rig->root, name);
+    cr_assert_eq(nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS), 0);
+}
+
 bool exists(const struct rig *rig, const char *name)
 {
     char path[300];

@@ -33,6 +33,7 @@ struct tspool_save *submit(struct tspool *spool, const char *name, const struct 
 /* The checkpoint is published, whole by its digests, and holds exactly this state. */
 void assert_holds(const struct rig *rig, const char *name, const struct state *state);
 bool exists(const struct rig *rig, const char *name);
+void published_remove(const struct rig *rig, const char *name);
 /* Entries of the root but for `published` names: nothing stray is left. */
 void assert_nothing_but(const struct rig *rig, const char *const *published, size_t count);
 
