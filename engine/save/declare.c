@@ -36,6 +36,9 @@ static int options_take(const struct tspool *spool, const struct tspool_save_opt
     if (own->staging == TSPOOL_STAGING_BACKGROUND && !own->guarded)
         return failure_set(failure, TSPOOL_STAGE_DECLARE, EINVAL, at, "background staging needs `guarded`: the promise that no "
                            "tensor is changed before the save is STAGED");
+    if (own->staging == TSPOOL_STAGING_CALLER && own->check_torn)
+        return failure_set(failure, TSPOOL_STAGE_DECLARE, EINVAL, at, "check_torn is for tensors that the library copies; these "
+                           "are copied by the caller");
     if (spool->options.world_size > 1 && !own->save_id)
         return failure_set(failure, TSPOOL_STAGE_DECLARE, EINVAL, at, "with several ranks each save needs the save_id that "
                            "rank 0 made with tspool_save_id and broadcast");
@@ -96,7 +99,7 @@ static struct tspool_save *save_create(struct tspool *spool, const char *name, c
         return NULL;
     *save = (struct tspool_save){
         .spool = spool, .roster = &spool->roster, .arena = spool->arena, .stager = &spool->stager, .owner = spool->owner,
-        .staging = options->staging, .replace = options->replace != 0,
+        .staging = options->staging, .replace = options->replace != 0, .check_torn = options->check_torn != 0,
         .deadline_ns = options->deadline_ns ? options->deadline_ns : spool->options.deadline_ns,
         .rank = spool->options.rank, .world_size = spool->options.world_size,
         .layout = layout, .attempt.number = 1, .appendix_fd = -1, .fd = -1, .intended = TSPOOL_FAILURE_INIT,

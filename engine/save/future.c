@@ -76,6 +76,7 @@ void save_destroy(struct tspool_save *save)
     free(save->object_bytes);
     free(save->metadata);
     free(save->versions);
+    torn_destroy(save->torn);
     free(save->slots);
     free(save->chunks);
     free(save->staged);

@@ -14,6 +14,7 @@
 #include <save/replay.h>
 #include <save/roster.h>
 #include <save/spans.h>
+#include <save/torn.h>
 #include <sys/types.h>
 #include <tspool/save.h>
 #include <wire/message.h>
@@ -47,7 +48,7 @@ struct tspool_save {
     pid_t owner;
     char name[CHECKPOINT_NAME_MAX + 1];
     enum tspool_staging staging;
-    bool replace, layout_given;      /* layout_given: by save_again; nothing can be added */
+    bool replace, check_torn, layout_given; /* layout_given: by save_again; nothing can be added */
     uint64_t deadline_ns;
     uint32_t rank, world_size;
 
@@ -61,6 +62,7 @@ struct tspool_save {
     struct header_pair *metadata;
     size_t metadata_count, metadata_capacity;
     uint64_t *versions;              /* by layout->versioned: what the counters said at submit */
+    struct torn *torn;               /* with check_torn: what the tensors held at submit */
 
     /* in flight */
     enum save_state state;

@@ -131,8 +131,10 @@ static void give_back(struct stager *stager, struct work *work)
 /* One chunk, whole. With the lock held, which it gives away while it copies. */
 static void work_once(struct stager *stager)
 {
+    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
     struct work work;
     uint64_t began;
+    bool is_whole;
 
     if (take(stager, &work) < 0 || work.save->cancelled || work.save->restage_wanted) {
         give_back(stager, &work);
@@ -146,10 +148,14 @@ static void work_once(struct stager *stager)
     pthread_mutex_unlock(&stager->roster->lock);
     began = thread_cpu_ns();
     chunk_fill(work.save, work.chunk, arena_slot(stager->arena, work.slot));
+    is_whole = torn_check(work.save, work.chunk, arena_slot(stager->arena, work.slot), &failure);
     began = thread_cpu_ns() - began;
     pthread_mutex_lock(&stager->roster->lock);
     work.save->stage_cpu_ns += began;
-    save_chunk_staged(work.save, work.chunk);
+    if (is_whole)
+        save_chunk_staged(work.save, work.chunk);
+    else
+        save_give_up(work.save, &failure);
     give_back(stager, &work);
 }
 

@@ -232,9 +232,11 @@ static void chunks_destroy(struct tspool_save *save)
     free(save->chunks);
     free(save->staged);
     free(save->versions);
+    torn_destroy(save->torn);
     save->slots = save->staged = NULL;
     save->chunks = NULL;
     save->versions = NULL;
+    save->torn = NULL;
 }
 
 int tspool_save_submit(struct tspool_save *save, struct tspool_failure *failure)
@@ -254,6 +256,8 @@ int tspool_save_submit(struct tspool_save *save, struct tspool_failure *failure)
         return error;
     save->result.planned_ns = monotonic_ns() - save->submit_ns;
     error = chunks_create(save);
+    if (error == 0 && save->check_torn)
+        error = torn_record(save);
     if (error < 0)
         failure_set(failure, TSPOOL_STAGE_RESERVE, -error, FAILURE_AT(.operation = "submit"), NULL);
     else

@@ -11,6 +11,14 @@
  * after the rename began: the checkpoint may or may not stand; nothing was removed; open it to find out).
  * A save resolves exactly once. Several may be in flight; they are written first come, first served.
  *
+ * When the writer dies or hangs another one is started, and each save in flight goes on (`attempts` counts, `retry_cause`
+ * says why; levels that were reported stand):
+ *   the state fits the arena    it is written anew from there; nothing is asked of the caller, and staging does not stop
+ *   it is larger, not STAGED    it is copied anew from the tensors; caller-filled spans cannot be, and fail
+ *   it is larger, STAGED        FAILED, naming the arena_bytes that would have kept it
+ * The same after EIO of its files, up to three attempts. After five deaths in a row every save in flight FAILS with a record
+ * that says so; training goes on, and each later save tries a writer again, once.
+ *
  * Threads: add/add_object/metadata/submit on one save from one thread at a time; the rest from any thread.
  */
 #ifndef TSPOOL_SAVE_H
@@ -41,8 +49,11 @@ struct tspool_save_options {
     uint8_t replace;            /* nonzero: a published checkpoint of that name is exchanged, atomically; 0: -EEXIST */
     uint64_t deadline_ns;       /* as in tspool_options; 0: the spool's */
     const uint8_t *save_id;     /* 16 bytes, broadcast by rank 0; NULL: a fresh one. NULL with world_size > 1 is -EINVAL */
+    uint8_t check_torn;         /* nonzero, for debugging, not with CALLER: digests of all tensors are taken in submit and
+                                 * compared as each piece is copied; one that was changed in between fails the save with
+                                 * EBUSY, by its name. Costs a pass over the state in submit and one beside the copying */
 };
-#define TSPOOL_SAVE_OPTIONS_INIT { sizeof(struct tspool_save_options), TSPOOL_STAGING_NOW, 0, 0, 0, NULL }
+#define TSPOOL_SAVE_OPTIONS_INIT { sizeof(struct tspool_save_options), TSPOOL_STAGING_NOW, 0, 0, 0, NULL, 0 }
 
 /* Begins a save of the checkpoint `name`: one path component, no leading '.', no '/', 1..180 bytes.
  * `options` may be NULL. *save is owned by the caller until tspool_save_free. */

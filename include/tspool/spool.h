@@ -111,7 +111,8 @@ struct tspool_close_report {
  * returns. 0, or -ETIMEDOUT when saves were left or aborted. `report` may be NULL. spool may be NULL. */
 int tspool_close(struct tspool *spool, uint64_t timeout_ns, struct tspool_close_report *report);
 
-/* The process id of the writer that serves the spool now; 0 with thread isolation or when it is dead. */
+/* The process id of the writer that serves the spool now; 0 with thread isolation, or while there is none: a dead one is
+ * followed by another when a save waits for it. */
 int tspool_writer_pid(struct tspool *spool);
 
 #ifdef __cplusplus

@@ -141,13 +141,17 @@ Test(refusals, names_that_are_no_single_component)
     assert_nothing_but(&rig, NULL, 0);
 }
 
-Test(refusals, background_without_the_promise)
+Test(refusals, options_that_contradict_each_other)
 {
     struct tspool_save_options options = TSPOOL_SAVE_OPTIONS_INIT;
     struct tspool *spool = rig_open(&rig);
     struct tspool_save *save = NULL;
 
     options.staging = TSPOOL_STAGING_BACKGROUND;
+    cr_assert_eq(tspool_save_begin(spool, "a", &options, &save, NULL), -EINVAL);
+    options.guarded = 1;
+    options.staging = TSPOOL_STAGING_CALLER;
+    options.check_torn = 1;
     cr_assert_eq(tspool_save_begin(spool, "a", &options, &save, NULL), -EINVAL);
     options.staging = (enum tspool_staging)9;
     cr_assert_eq(tspool_save_begin(spool, "a", &options, &save, NULL), -EINVAL);

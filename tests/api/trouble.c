@@ -325,6 +325,44 @@ Test(trouble, larger_than_the_arena_filled_by_the_caller_fails_and_what_was_left
     state_deinit(&large);
 }
 
+/* Torn snapshots ------------------------------------------------------------------------------------------------------ */
+
+/* The writer stands still and the arena is full: what did not fit is not copied yet. `changed` says which is changed then. */
+static void assert_torn(size_t changed, const char *tensor)
+{
+    struct tspool_save_options options = TSPOOL_SAVE_OPTIONS_INIT;
+    struct tspool_save *save;
+    struct tspool *spool;
+    struct state large;
+    int pid;
+
+    state_init(&large, 5, 4000037, 2);
+    rig.options.arena_bytes = 32 << 20;
+    spool = rig_open(&rig);
+    pid = tspool_writer_pid(spool);
+    options.staging = TSPOOL_STAGING_BACKGROUND;
+    options.guarded = options.check_torn = 1;
+    cr_assert_eq(tspool_save_begin(spool, "torn", &options, &save, NULL), 0);
+    state_add(&large, save, true);
+    writer_stop(spool);
+    cr_assert_eq(tspool_save_submit(save, NULL), 0);
+    while (result_of(save).staged_bytes < 30 << 20)
+        sched_yield();
+    if (tensor)
+        large.data[changed][4000036] += 1;
+    writer_continue(pid);
+    cr_assert_eq(tspool_save_wait(save, TSPOOL_PUBLISHED, MINUTE_NS), tensor ? -EBUSY : 0);
+    if (tensor)
+        cr_assert_str_eq(result_of(save).failure.tensor, tensor);
+    tspool_save_free(save);
+    cr_assert_eq(tspool_close(spool, MINUTE_NS, NULL), 0);
+    assert_nothing_but(&rig, (const char *const[]){ "torn" }, tensor ? 0 : 1);
+    state_deinit(&large);
+}
+
+Test(trouble, tensor_changed_during_background_staging_is_named) { assert_torn(4, "t4"); }
+Test(trouble, tensors_that_stay_pass_the_check) { assert_torn(0, NULL); }
+
 /* Failures and hangs -------------------------------------------------------------------------------------------------- */
 
 /* When the failure comes in is the writer's business; until then saves are taken as ever. */

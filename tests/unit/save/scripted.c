@@ -14,7 +14,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static char tensor_bytes[33 << 20];
+char scripted_tensor[33 << 20];
 
 static int start(struct writer_launcher *launcher, struct writer_handle *handle, struct tspool_failure *failure)
 {
@@ -76,7 +76,8 @@ static struct tspool_save *save_make(struct scripted *scripted, uint8_t id, enum
                                   .intended = TSPOOL_FAILURE_INIT };
     save->result.failure = (struct tspool_failure)TSPOOL_FAILURE_INIT;
     snprintf(save->name, sizeof(save->name), "scripted-%u", id);
-    tensor.name = "t", tensor.dtype = TSPOOL_U8, tensor.rank = 1, tensor.shape = shape, tensor.data = tensor_bytes;
+    tensor.name = "t", tensor.dtype = TSPOOL_U8, tensor.rank = 1, tensor.shape = shape, tensor.data = scripted_tensor;
+    tensor.version = &scripted->version;
     cr_assert_eq(layout_add(save->layout, &tensor, true, NULL), 0);
     cr_assert_eq(layout_plan(save->layout, &(struct plan_rules){ .offset_align = 4096, .world_size = 1 }, NULL), 0);
     cr_assert_eq(save_plan(save)->chunk_count, 3);
@@ -85,6 +86,7 @@ static struct tspool_save *save_make(struct scripted *scripted, uint8_t id, enum
     save->slots = calloc(3, sizeof(*save->slots));
     save->chunks = calloc(3, 1);
     save->staged = calloc(3, sizeof(*save->staged));
+    save->versions = calloc(1, sizeof(*save->versions));
     for (uint32_t i = 0; i < 3; i++)
         save->slots[i] = fits ? first + i : ARENA_NO_SLOT;
     save->result.file_bytes = save_plan(save)->file_bytes;
@@ -104,7 +106,7 @@ static void init(struct scripted *scripted, uint64_t arena_bytes, enum tspool_st
 {
     const struct io_settings io_settings = { .verb_threads = 1, .transfer_threads = 1, .compute_threads = 1 };
     const struct arena_settings arena_settings = { .bytes = arena_bytes };
-    struct supervisor_settings settings = { .start_timeout_ns = 20000000000, .heartbeat_ns = 200000000, .root_fd = -1,
+    struct supervisor_settings settings = { .start_timeout_ns = 20000000000, .heartbeat_ns = 20000000000, .root_fd = -1,
                                             .trainer_pidfd = -1 };
 
     memset(scripted, 0, sizeof(*scripted));

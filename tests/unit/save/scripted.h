@@ -18,7 +18,9 @@ struct scripted {
     int peer, death;                  /* the writer's end of the channel; its life */
     unsigned starts, kills, refusals; /* refusals: so many starts fail */
     bool unkillable;
+    uint64_t version;                 /* the counter of the saves' tensor */
 };
+extern char scripted_tensor[33 << 20]; /* its memory */
 /* A supervisor with its first writer starting, and a submitted save of three chunks that fits the arena, nothing staged. */
 void scripted_init(struct scripted *scripted);
 /* The same with an arena of two chunks. */

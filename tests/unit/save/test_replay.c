@@ -359,6 +359,7 @@ Test(replay, sigterm_before_staged_is_replayed_by_the_next_writer)
 
 Test(replay, writer_that_says_it_leaves_and_stays_is_killed)
 {
+    scripted.supervisor.settings.heartbeat_ns = 1000000;
     scripted_begin(&scripted);
     scripted_say_failed(&scripted, ECANCELED, TSPOOL_STAGE_PREPARE);
     scripted_turn_until_starts(&scripted, 2);

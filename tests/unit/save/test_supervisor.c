@@ -189,6 +189,7 @@ Test(supervisor, pings_while_a_save_is_in_flight_and_kills_for_silence)
     struct completion completion;
     unsigned pings = 0;
 
+    scripted.supervisor.settings.heartbeat_ns = 200000000;
     scripted_stage_all(&scripted);
     while (scripted.save->state == SAVE_BEGUN && io_wait(scripted.io, &completion, 1, IO_FOREVER) == 1) {
         supervisor_step(&scripted.supervisor, &completion);
