@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define FILE_NAME_BYTES_MAX 255 /* NAME_MAX of every file system that matters */
@@ -116,6 +117,25 @@ bool hidden_name_parse(const char *hidden, char *name, uint8_t save_id[16])
     return true;
 }
 
+static const char gone_suffix[] = ".gone";
+
+void gone_name_make(const char *hidden, char *out) { snprintf(out, GONE_NAME_MAX + 1, "%s%s", hidden, gone_suffix); }
+
+bool gone_name_parse(const char *gone, char *hidden)
+{
+    size_t size = strnlen(gone, GONE_NAME_MAX + 1), suffix = sizeof gone_suffix - 1;
+    char copy[HIDDEN_NAME_MAX + 1], name[CHECKPOINT_NAME_MAX + 1];
+    uint8_t save_id[16];
+
+    if (size > GONE_NAME_MAX || size < suffix || strcmp(gone + size - suffix, gone_suffix) != 0)
+        return false;
+    snprintf(copy, sizeof copy, "%.*s", (int)(size - suffix), gone);
+    if (!hidden_name_parse(copy, name, save_id))
+        return false;
+    strcpy(hidden, copy);
+    return true;
+}
+
 void shard_name_make(bool sharded, uint32_t rank, uint32_t number, uint32_t count, char out[SHARD_FILE_NAME_MAX + 1])
 {
     const size_t capacity = SHARD_FILE_NAME_MAX + 1;
@@ -141,13 +161,35 @@ void part_name_make(uint32_t rank, char out[SHARD_FILE_NAME_MAX + 1])
     snprintf(out, SHARD_FILE_NAME_MAX + 1, "%s%05" PRIu64, part_prefix, (uint64_t)rank + 1);
 }
 
-bool part_name_is(const char *name)
+/* Behind the digits of "tspool.part-00001", or NULL. */
+static const char *part_digits_end(const char *name)
 {
     const size_t prefix = sizeof part_prefix - 1;
     size_t digits;
 
     if (strncmp(name, part_prefix, prefix))
-        return false;
+        return NULL;
     digits = strspn(name + prefix, "0123456789");
-    return digits >= 5 && digits <= 10 && !name[prefix + digits];
+    return digits >= 5 && digits <= 10 ? name + prefix + digits : NULL;
+}
+
+bool part_name_is(const char *name)
+{
+    const char *end = part_digits_end(name);
+
+    return end && !*end;
+}
+
+bool part_manifest_name_parse(const char *name, uint32_t *number)
+{
+    const char *end = part_digits_end(name);
+    unsigned long long value;
+
+    if (!end || strcmp(end, ".json") != 0)
+        return false;
+    value = strtoull(name + sizeof part_prefix - 1, NULL, 10);
+    if (value == 0 || value > UINT32_MAX)
+        return false;
+    *number = (uint32_t)value;
+    return true;
 }

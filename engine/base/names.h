@@ -25,6 +25,11 @@ void hidden_name_make(const char *name, const uint8_t save_id[16], char *out);
 /* Takes it apart again; false when it is not of that form. `name` holds CHECKPOINT_NAME_MAX + 1. */
 bool hidden_name_parse(const char *hidden, char *name, uint8_t save_id[16]);
 
+/* ".<name>.<save id>.gone": a directory that is being deleted. Nobody but a collector looks at it. */
+#define GONE_NAME_MAX (HIDDEN_NAME_MAX + 5)
+void gone_name_make(const char *hidden, char *out);          /* `out` holds GONE_NAME_MAX + 1 */
+bool gone_name_parse(const char *gone, char *hidden);        /* `hidden` holds HIDDEN_NAME_MAX + 1 */
+
 /* Shard files: whole state dicts of one rank "model.safetensors" or "model-00001-of-00004.safetensors"; sharded across
  * ranks "shard-00001-model-00001-of-00001.safetensors" (as HuggingFaceStorageWriter of PyTorch 2.13 names them).
  * number counts from 1. */
@@ -33,6 +38,8 @@ void objects_name_make(uint32_t rank, char out[SHARD_FILE_NAME_MAX + 1]);  /* "o
 /* "tspool.part-00001" for rank 0: flock'ed while its job lives. */
 void part_name_make(uint32_t rank, char out[SHARD_FILE_NAME_MAX + 1]);
 bool part_name_is(const char *name);
+/* "tspool.part-00001.json" for rank 0, rank + 1 into *number: what a rank wrote when its part was durable. */
+bool part_manifest_name_parse(const char *name, uint32_t *number);
 /* A file name that a manifest or an index may mention: one component, no leading '.', no '/', valid UTF-8. */
 bool file_name_is_safe(const char *name);
 

@@ -38,7 +38,8 @@ enum op_kind {
                   * supported: ftruncate, result 1); on failure the size is what it was */
     OP_TRUNCATE, /* handle, size */
     OP_FSYNC,    /* handle: file or directory */
-    OP_LOCK,     /* handle: flock(LOCK_EX | LOCK_NB); -EWOULDBLOCK when held by another */
+    OP_LOCK,     /* handle: flock(LOCK_EX | LOCK_NB); -EWOULDBLOCK when held by another. flags LOCK_OP_SOLE: nothing is
+                  * locked; 0 when nobody else has that file open or mapped, -EWOULDBLOCK when somebody has, or it cannot be told */
     OP_MKDIR,    /* in directory `handle`: name */
     OP_RENAME,   /* name in `handle` -> to_name in directory `to_handle`, flags (enum rename_flags) */
     OP_UNLINK,   /* in directory `handle`: name; flags UNLINK_DIRECTORY for rmdir */
@@ -62,6 +63,7 @@ enum open_flags {
 };                           /* always O_NOFOLLOW | O_CLOEXEC */
 enum rename_flags { RENAME_PLAIN = 0, RENAME_OP_NOREPLACE = 1, RENAME_OP_EXCHANGE = 2 };
 enum { UNLINK_DIRECTORY = 1 };
+enum { LOCK_OP_SOLE = 1 };
 
 struct io_stat {
     uint64_t size;

@@ -98,7 +98,19 @@ static int64_t verb_allocate(const struct op *op)
 
 static int64_t verb_fsync(const struct op *op) { return outcome(fsync(op->handle)); }
 
-static int64_t verb_lock(const struct op *op) { return outcome(flock(op->handle, LOCK_EX | LOCK_NB)); }
+/* A write lease is granted only where no other descriptor and no mapping of the file is left. It is given back at once: kept,
+ * it would have the next one that opens the file wait, and a signal sent to us. */
+static int64_t verb_sole(const struct op *op)
+{
+    if (fcntl(op->handle, F_SETLEASE, F_WRLCK) < 0)
+        return -EWOULDBLOCK;
+    return fcntl(op->handle, F_SETLEASE, F_UNLCK) < 0 ? -EWOULDBLOCK : 0;
+}
+
+static int64_t verb_lock(const struct op *op)
+{
+    return op->flags & LOCK_OP_SOLE ? verb_sole(op) : outcome(flock(op->handle, LOCK_EX | LOCK_NB));
+}
 
 static int64_t verb_mkdir(const struct op *op) { return outcome(mkdirat(op->handle, op->name, 0777)); }
 

@@ -74,6 +74,9 @@ int tspool_kind_load(struct tspool_checkpoint *checkpoint, struct io *io, struct
 int huggingface_load(struct tspool_checkpoint *checkpoint, struct io *io, struct tspool_failure *failure);
 /* Reads and parses the manifest in `directory`; `path` is the checkpoint's, for records. */
 int manifest_load(struct io *io, int directory, const char *path, struct manifest *manifest, struct tspool_failure *failure);
+/* The same from a file of another name. */
+int manifest_load_from(struct io *io, int directory, const char *path, const char *name, struct manifest *manifest,
+                       struct tspool_failure *failure);
 
 /* files.c */
 int files_allocate(struct tspool_checkpoint *checkpoint, size_t count, struct tspool_failure *failure);

@@ -153,7 +153,7 @@ static void names_repair(struct io *io, int root, const struct io_list *list)
     }
 }
 
-static int root_open(struct io *io, const char *root, struct tspool_failure *failure)
+int root_open(struct io *io, const char *root, struct tspool_failure *failure)
 {
     int handle = root ? file_open(io, IO_CWD, root, OPEN_READ | OPEN_DIRECTORY) : -EINVAL;
     char *followed;
@@ -166,7 +166,7 @@ static int root_open(struct io *io, const char *root, struct tspool_failure *fai
     return handle < 0 ? root_refuse(root ? root : "", handle, failure) : handle;
 }
 
-static int ranking_once(struct io *io, int root, const char *root_path, struct ranking *ranking, struct tspool_failure *failure)
+int ranking_below(struct io *io, int root, const char *root_path, struct ranking *ranking, struct tspool_failure *failure)
 {
     struct ranking made = { 0 };
     struct io_list list = { 0 };
@@ -195,7 +195,7 @@ int ranking_on(struct io *io, const char *root, struct ranking *ranking, struct 
 
     if (handle < 0)
         return handle;
-    error = ranking_once(io, handle, root, ranking, failure);
+    error = ranking_below(io, handle, root, ranking, failure);
     file_close(io, handle);
     return error;
 }
@@ -217,7 +217,7 @@ static int latest_below(struct io *io, int handle, const char *root, uint64_t ti
 
     if (error < 0)
         return root_refuse(root, error, failure);
-    error = ranking_once(io, handle, root, &ranking, failure);
+    error = ranking_below(io, handle, root, &ranking, failure);
     if (error == 0)
         error = newest_path(root, &ranking, path, failure);
     ranking_deinit(&ranking);

@@ -30,6 +30,10 @@ struct ranking { struct ranked *items; size_t count; };
 /* All published checkpoints below root, newest first. Damaged ones (no manifest that can be read) are left out; a newer
  * format is -EPROTO. An empty ranking is a success. */
 int ranking_on(struct io *io, const char *root, struct ranking *ranking, struct tspool_failure *failure);
+/* The same in a root that was opened; `root_path` is for records. */
+int ranking_below(struct io *io, int root, const char *root_path, struct ranking *ranking, struct tspool_failure *failure);
+/* A handle of the root directory, which the user's path may lead to over a link; or -errno. */
+int root_open(struct io *io, const char *root, struct tspool_failure *failure);
 void ranking_deinit(struct ranking *ranking);
 
 /* Makes an io of the kind that was asked for: io_uring, else threads when `kind` is auto. */

@@ -44,13 +44,19 @@ static int manifest_take(struct io *io, const struct source *source, struct mani
 
 int manifest_load(struct io *io, int directory, const char *path, struct manifest *manifest, struct tspool_failure *failure)
 {
+    return manifest_load_from(io, directory, path, MANIFEST_NAME, manifest, failure);
+}
+
+int manifest_load_from(struct io *io, int directory, const char *path, const char *name, struct manifest *manifest,
+                       struct tspool_failure *failure)
+{
     struct source source = { .handle = -1 };
-    char *shown = path_join(path, MANIFEST_NAME);
+    char *shown = path_join(path, name);
     int error;
 
     if (!shown)
         return no_memory(path, failure);
-    error = source_open(io, directory, MANIFEST_NAME, shown, true, &source, failure);
+    error = source_open(io, directory, name, shown, true, &source, failure);
     if (error == 0)
         error = manifest_take(io, &source, manifest, failure);
     source_close(io, &source);

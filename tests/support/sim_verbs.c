@@ -205,8 +205,18 @@ static int64_t verb_stat(struct sim_event *event)
     return 0;
 }
 
+static int64_t verb_sole(struct sim_event *event)
+{
+    for (struct sim_object *other = event->io->world->objects; other; other = other->next)
+        if (other->kind == OBJECT_NODE && other != event->object && other->inode == event->object->inode)
+            return -EWOULDBLOCK;
+    return 0;
+}
+
 static int64_t verb_lock(struct sim_event *event)
 {
+    if (event->request.flags & LOCK_OP_SOLE)
+        return verb_sole(event);
     for (struct sim_object *other = event->io->world->objects; other; other = other->next)
         if (other->locked && other != event->object && other->inode == event->object->inode)
             return -EWOULDBLOCK;
