@@ -32,6 +32,7 @@ struct sim_settings {
     unsigned short_writes_per_mille, short_reads_per_mille;
     unsigned channel_messages;           /* that a channel queues per direction; 0: 278, as Linux does */
     bool trace;
+    int64_t mtime_ns;                    /* of everything, as STAT tells it: 0 is old */
     struct sim_disk_settings disk;
 };
 

@@ -200,6 +200,7 @@ static int64_t verb_stat(struct sim_event *event)
     if (error)
         return error;
     sim_disk_stat(world->disk, inode, &stat);
+    stat.mtime_ns = world->settings.mtime_ns;
     snprintf(stat.filesystem, sizeof(stat.filesystem), "%s", world->settings.filesystem ? world->settings.filesystem : "ext4");
     *op->stat = stat;
     return 0;
