@@ -47,6 +47,8 @@ int save_error(const struct tspool_save *save)
 {
     if (save->result.outcome == TSPOOL_OUTCOME_UNKNOWN)
         return -ESTALE;
+    if (save->result.failure.error == ETIMEDOUT)
+        return -ETIME; /* -ETIMEDOUT says "ask again", to whoever asks in a loop */
     if (save->result.failure.error)
         return -save->result.failure.error;
     return save->intended.error ? -save->intended.error : -ECANCELED;

@@ -124,7 +124,7 @@ bool save_is_copied(const struct tspool_save *save);
 bool save_is_ending(const struct tspool_save *save);
 /* When it is to be durable by its deadline, CLOCK_MONOTONIC; UINT64_MAX: never, or not copied yet. */
 uint64_t save_deadline(const struct tspool_save *save);
-/* What waits of a failed or ending save return: -errno of the failure, -ESTALE for UNKNOWN. */
+/* What waits of a failed or ending save return: -errno of the failure, but -ETIME for ETIMEDOUT; -ESTALE for UNKNOWN. */
 int save_error(const struct tspool_save *save);
 /* Stops the staging: copying threads end their chunk, waiting ones return. */
 void save_stop_staging(struct tspool_save *save);

@@ -91,6 +91,17 @@ static enum job_state state_after_failure(const struct job *job)
     return job->publishing ? JOB_CLOSE : JOB_SWEEP_CLOSE;
 }
 
+/* Saves of one name are published in the order of BEGIN, and each from what stands there to what it replaces removed: a later
+ * one would else look at a checkpoint that is being replaced under it, and an older one could replace a newer one. */
+static bool name_is_in_use(const struct job *job)
+{
+    const struct job *before = job->writer->first_job;
+
+    while (before != job && strcmp(before->name, job->name) != 0)
+        before = before->next;
+    return before != job;
+}
+
 /* True while the state is not over. */
 static bool job_is_waiting(const struct job *job)
 {
@@ -98,6 +109,8 @@ static bool job_is_waiting(const struct job *job)
         return true;
     if (job->failed)
         return job->hashing; /* its slots must be quiet before the trainer hears of the failure */
+    if (job->state == JOB_SYNC)
+        return name_is_in_use(job);
     if (job->state == JOB_WRITE)
         return job->done_count < job->chunk_count;
     return job->state == JOB_TEXTS && job->writes.text_file < job->file_count;

@@ -32,7 +32,7 @@ enum job_state {
     JOB_SEAL,           /* digests file and manifest are composed on a compute thread; its ops */
     JOB_TEXTS,          /* objects, index, digests, manifest are written; its ops, then WRITTEN is sent */
     JOB_CUT,            /* padded tails are cut; its ops */
-    JOB_SYNC,           /* every file is synced; its ops */
+    JOB_SYNC,           /* every file is synced; its ops, and the end of earlier saves of that name */
     JOB_KEEP_OPEN,      /* with replace: the old checkpoint is opened; its ops */
     JOB_KEEP_LIST,      /* and listed; its ops */
     JOB_KEEP_LINK,      /* files of others in it get a link here; its ops */

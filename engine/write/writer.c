@@ -196,6 +196,7 @@ void writer_close_handle(struct writer *writer, int handle)
 static void jobs_reap(struct writer *writer)
 {
     struct job **link = &writer->first_job, *kept = NULL;
+    bool reaped = false;
 
     while (*link) {
         struct job *job = *link;
@@ -207,8 +208,11 @@ static void jobs_reap(struct writer *writer)
         }
         *link = job->next;
         job_destroy(job);
+        reaped = true;
     }
     writer->last_job = kept;
+    for (struct job *job = writer->first_job; job && reaped; job = job->next)
+        job_advance(job); /* one that waited for its name */
 }
 
 static void jobs_expire(struct writer *writer)
@@ -243,8 +247,8 @@ void writer_step(struct writer *writer, const struct completion *completion)
         tasks_finish_refused(&writer->tasks);
         hashing_pump(writer);
         transfer_pump(writer);
+        jobs_reap(writer);
     } while (writer->tasks.refused.oldest);
-    jobs_reap(writer);
     writer_leave(writer);
 }
 

@@ -92,12 +92,14 @@ struct tspool_span {
     uint64_t token;         /* for tspool_save_filled */
 };
 #define TSPOOL_SPAN_INIT { sizeof(struct tspool_span), NULL, 0, 0, 0, 0 }
-/* 1 and a span; 0 when every span was handed out; -ETIMEDOUT while the arena is full; or the save's failure.
+/* 1 and a span; 0 when every span was handed out; -ETIMEDOUT while the arena is full; or the save's failure, as
+ * tspool_save_wait returns it.
  * Spans come in layout order, may be filled in any order and by any thread. */
 int tspool_save_next_span(struct tspool_save *save, struct tspool_span *span, uint64_t timeout_ns);
 int tspool_save_filled(struct tspool_save *save, const struct tspool_span *span);
 
-/* Waits for a level. 0, -ETIMEDOUT, -ESTALE for UNKNOWN, or -errno of the failure (see tspool_save_result).
+/* Waits for a level. 0, -ETIMEDOUT, -ESTALE for UNKNOWN, or -errno of the failure (see tspool_save_result); a save that failed
+ * because something took too long, with ETIMEDOUT in its record, is -ETIME here: asking again would not help.
  * timeout_ns: 0 asks without waiting, UINT64_MAX waits for ever. */
 int tspool_save_wait(struct tspool_save *save, enum tspool_level level, uint64_t timeout_ns);
 /* A descriptor that polls readable whenever a level was reached or the save resolved since the last

@@ -47,6 +47,46 @@ Test(commit, replaced_checkpoint_keeps_files_of_others)
     }
 }
 
+/* Two saves of one name at once: the later one would look at a checkpoint that is being replaced under it. */
+static void two_replacements(const struct prepared *prepared, const struct sim_state *later, uint64_t seed)
+{
+    struct scene_settings settings = prepared->settings;
+    struct sim_save *saves[2];
+    struct scene scene;
+    uint8_t save_id[16];
+    uint32_t inode;
+
+    settings.world.seed = seed;
+    scene_init(&scene, &settings, sim_disk_clone(prepared->disk));
+    cr_assert(scene_run_until_ready(&scene));
+    scene_save_id(prepared->new.seed, save_id);
+    saves[0] = sim_trainer_begin(&scene.trainer, &prepared->new, NAME, true, save_id, 0);
+    scene_save_id(later->seed, save_id);
+    saves[1] = sim_trainer_begin(&scene.trainer, later, NAME, true, save_id, 0);
+    cr_assert(scene_run_until_answered(&scene, saves[0]) && scene_run_until_answered(&scene, saves[1]) && scene_close(&scene));
+    cr_expect(saves[0]->published == 1 && saves[1]->published == 1 && !scene_violation(&scene));
+    cr_expect_eq(names_in_root(sim_world_disk(scene.world)), 2, "seed %" PRIu64 ": something stray is left", seed);
+    cr_expect_eq(sim_disk_walk(sim_world_disk(scene.world), SIM_ROOT, PATH "/" FOREIGN, &inode), 0, "seed %" PRIu64
+                 ": the tokenizer is lost", seed);
+    loads(sim_world_disk(scene.world), PATH, later, "the later one");
+    scene_deinit(&scene);
+}
+
+Test(commit, saves_of_one_name_are_published_in_the_order_of_their_beginning)
+{
+    struct prepared prepared;
+    struct sim_state later;
+
+    sim_state_init(&later, 3, 0);
+    for (int before = REPLACED; before <= REPLACED_WITHOUT_EXCHANGE; before++) {
+        prepare(&prepared, (enum before)before, SIM_STRICT);
+        for (uint64_t seed = 0; seed < 50; seed++)
+            two_replacements(&prepared, &later, seed);
+        prepared_end(&prepared);
+    }
+    sim_state_deinit(&later);
+}
+
 /* Seeds ------------------------------------------------------------------------------------------------------------- */
 
 static uint64_t one_of(uint64_t *random, const uint64_t *values, size_t count)
