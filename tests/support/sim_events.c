@@ -126,7 +126,7 @@ static int64_t event_fail_after(struct sim_event *event, int error)
 
 static void event_check_memory(struct sim_event *event)
 {
-    if (!event->op || !reads_memory(event->request.kind) || !verb_memory(event))
+    if (!event->op || event->io->doomed || !reads_memory(event->request.kind) || !verb_memory(event))
         return;
     if (!digest_equal(hash_bytes(verb_memory(event), event->request.size), event->memory))
         world_violation(event->io->world, "%s #%" PRIu64 " %s %s: the memory changed while the op was in flight", event->io->name,

@@ -290,6 +290,7 @@ struct io *sim_io_create(struct sim_world *world, const char *name, unsigned dep
     return &io->io;
 }
 
+void sim_io_doom(struct io *io) { sim_io_of(io)->doomed = true; }
 bool sim_io_is_dead(const struct io *io) { return sim_io_of(io)->dead; }
 uint64_t sim_io_ops(const struct io *io) { return sim_io_of(io)->ops; }
 

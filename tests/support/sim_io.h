@@ -50,6 +50,8 @@ struct io *sim_io_create(struct sim_world *world, const char *name, unsigned dep
  * be seen, as no process is gone while one of its threads is in a system call. The machine may be thrown away at once;
  * io_destroy stays allowed and is all that is. */
 void sim_io_kill(struct io *io);
+/* Its SIGKILL is under way: whatever its writes in flight find in memory from now on is nobody's concern. */
+void sim_io_doom(struct io *io);
 bool sim_io_is_dead(const struct io *io);
 uint64_t sim_io_ops(const struct io *io); /* submitted so far */
 

@@ -3,6 +3,7 @@
  * What stood under each public name, one after the other, is its history: it is written down whenever a rename took effect.
  * The judge knows whose directory each is from the save id in its hidden name, and its bytes by a digest.
  */
+#include "sim_disk_inside.h"
 #include "sim_pair_inside.h"
 
 #include <base/checked.h>
@@ -28,13 +29,35 @@ static const char IMMUTABLE[] = "no byte of a published file ever changes";
 /* The slot is overwritten at once; a write in flight that still counts would be spoilt. */
 static const char ARENA[] = "no arena chunk is reused while a write that will count is in flight";
 static const char ALL_WELL[] = "with faults off everything commits and nothing stray is left";
-static const char OTHERS[] = "checkpoints of others are not touched";
+static const char OTHERS[] = "what is not ours is neither touched nor lost";
 static const char NO_LEAK[] = "no handle leaks";
 
 #define ABSENT (-1)
 static const uint8_t garbage = 0xdd;
 
 /* History ------------------------------------------------------------------------------------------------------------ */
+
+/* What is ours of a checkpoint: files that others put into it may come later. */
+static struct digest tree_of(const struct sim_disk *disk, uint32_t directory)
+{
+    const struct sim_entries *names = &disk->inodes[directory].names_now;
+    struct hash_stream *stream = hash_stream_create();
+    struct digest digest;
+
+    if (!stream)
+        abort();
+    hash_stream_reset(stream);
+    for (size_t i = 0; i < names->count; i++) {
+        if (strcmp(names->items[i].name, STORY_FOREIGN) == 0)
+            continue;
+        digest = sim_disk_fingerprint(disk, names->items[i].inode);
+        hash_stream_update(stream, names->items[i].name, strlen(names->items[i].name) + 1);
+        hash_stream_update(stream, &digest, sizeof(digest));
+    }
+    digest = hash_stream_digest(stream);
+    hash_stream_destroy(stream);
+    return digest;
+}
 
 static struct digest tree_at(const struct sim_disk *disk, unsigned name, uint32_t *inode)
 {
@@ -46,7 +69,7 @@ static struct digest tree_at(const struct sim_disk *disk, unsigned name, uint32_
         *inode = 0;
         return none;
     }
-    return sim_disk_fingerprint(disk, *inode);
+    return tree_of(disk, *inode);
 }
 
 static int save_of(const struct sim_pair *pair, const char *path)
@@ -81,7 +104,7 @@ static void standing_check(struct sim_pair *pair, unsigned number)
 
     if (!last->inode)
         return;
-    tree = sim_disk_fingerprint(sim_world_disk(pair->world), last->inode);
+    tree = tree_of(sim_world_disk(pair->world), last->inode);
     if (!digest_equal(tree, last->tree))
         pair_broken(pair, IMMUTABLE, "%s changed while it stood there", story_names[number]);
 }
@@ -128,7 +151,7 @@ void judge_released(struct sim_pair *pair, uint32_t slot)
     const struct sim_world *world = pair->world;
 
     for (const struct sim_event *event = world->events; event && !pair->trainer_dead; event = event->next) {
-        const uint8_t *from = event->op && event->request.kind == OP_WRITE ? verb_memory(event) : NULL;
+        const uint8_t *from = event->op && !event->io->doomed && event->request.kind == OP_WRITE ? verb_memory(event) : NULL;
 
         if (from && from >= bytes && from < bytes + ARENA_SLOT_BYTES)
             pair_broken(pair, ARENA, "slot %u is given back while %s #%llu writes from it", slot, event->io->name,
@@ -271,13 +294,11 @@ void judge_close(struct sim_pair *pair, const struct tspool_close_report *report
     for (unsigned i = 0; i < pair->story.save_count; i++) {
         struct pair_save *save = &pair->saves[i];
 
-        save->cut_short = save->submitted && !save->resolved;
-        open += save->cut_short;
+        open += save->submitted && !save->resolved;
+        save->cut_short = save->submitted && (!save->resolved || save->error == ECANCELED);
     }
     if (!pair->trainer_dead && result == 0 && open)
         pair_broken(pair, ONCE, "close says that all ended, and %u did not", open);
-    if (!pair->trainer_dead && report->left > open)
-        pair_broken(pair, SAID_IS_SO, "%u saves are left to the writer, of %u that have not ended", report->left, open);
 }
 
 void judge_exit(struct sim_pair *pair)
@@ -305,6 +326,7 @@ static void name_check(struct sim_pair *pair, struct io *reader, const struct si
 {
     const struct pair_name *name = &pair->names[number];
     unsigned first = cut || !name->history[name->count - 1].inode ? name->floor : name->count - 1;
+    unsigned place;
     uint32_t inode;
     struct digest tree = tree_at(disk, number, &inode);
     char why[512] = "";
@@ -322,6 +344,10 @@ static void name_check(struct sim_pair *pair, struct io *reader, const struct si
     }
     for (unsigned i = name->count; i-- > first;)
         if (name->history[i].inode && load(pair, reader, number, name->history[i].save, why, sizeof(why)) == 0)
+            return;
+    for (unsigned i = 0; i < pair->story.save_count && cut; i++) /* its rename was in flight */
+        if (pair->saves[i].story->name == number && !has_stood(pair, i, &place)
+            && load(pair, reader, number, (int)i, why, sizeof(why)) == 0)
             return;
     if (!inode && !name->floor && !name->history[0].inode)
         return;
@@ -390,6 +416,8 @@ static void stray_check(struct sim_pair *pair, const char *rule)
 /* Nothing struck, nobody aborted: a save that did not commit is wrong. */
 static void all_well_check(struct sim_pair *pair)
 {
+    uint32_t inode;
+
     if (pair->report.power_cut || story_has_other_than(&pair->story, HARMLESS))
         return;
     for (unsigned i = 0; i < pair->story.save_count; i++) {
@@ -400,6 +428,8 @@ static void all_well_check(struct sim_pair *pair)
             pair_broken(pair, ALL_WELL, "save %u did not commit: %s", i, save->message);
     }
     stray_check(pair, ALL_WELL);
+    if (sim_disk_walk(sim_world_disk(pair->world), SIM_ROOT, PAIR_ROOT "/step-1/" STORY_FOREIGN, &inode))
+        pair_broken(pair, OTHERS, STORY_FOREIGN " was lost when its checkpoint was replaced");
 }
 
 /* The trainer died of nothing but SIGKILL. */

@@ -61,7 +61,7 @@ static void foreign_add(struct sim_disk *disk)
 
     snprintf(path, sizeof(path), PAIR_ROOT "/%s", story_names[STORY_OLD]);
     must(sim_disk_walk(disk, SIM_ROOT, path, &directory) == 0);
-    must(sim_disk_make(disk, directory, "tokenizer.json", false, &file) == 0);
+    must(sim_disk_make(disk, directory, STORY_FOREIGN, false, &file) == 0);
     must(sim_disk_write(disk, file, 0, "{\"vocab\": 256}", 14) == 14);
     sim_disk_sync_all(disk);
 }

@@ -30,12 +30,13 @@ static bool one_in(struct sim_random *random, uint64_t bound) { return draw(rand
 
 /* What the trainer does ----------------------------------------------------------------------------------------------- */
 
-static bool name_is_taken(const struct story *story, unsigned name)
+/* By what stands there, or by another save, before or after it. */
+static bool name_is_taken(const struct story *story, unsigned number)
 {
     for (unsigned i = 0; i < story->save_count; i++)
-        if (story->saves[i].name == name)
+        if (i != number && story->saves[i].name == story->saves[number].name)
             return true;
-    return name == STORY_OLD;
+    return story->saves[number].name == STORY_OLD;
 }
 
 static void save_draw(struct story *story, struct sim_random *random)
@@ -44,9 +45,8 @@ static void save_draw(struct story *story, struct sim_random *random)
     struct story_save *save = &story->saves[story->save_count];
 
     *save = (struct story_save){ .thread = (unsigned)draw(random, story->thread_count), .name = names[draw(random, 4)] };
-    save->replace = name_is_taken(story, save->name) || one_in(random, 3);
-    if (save->name == STORY_OLD && one_in(random, 40))
-        save->refused = true, save->replace = false;
+    save->replace = one_in(random, 3);
+    save->refused = save->name == STORY_OLD && one_in(random, 40);
     save->staging = (enum tspool_staging)draw(random, 3);
     save->pause_ns = draw(random, one_in(random, 3) ? 20 * MS : 2 * MS);
     save->deadline_ns = one_in(random, 3) ? 5 * S : 0;
@@ -71,6 +71,8 @@ static void trainer_draw(struct story *story, struct sim_random *random)
     story->thread_count = 1 + (unsigned)draw(random, 2);
     while (story->save_count < saves)
         save_draw(story, random);
+    for (unsigned i = 0; i < saves; i++)
+        story->saves[i].replace = !story->saves[i].refused && (story->saves[i].replace || name_is_taken(story, i));
     story->close_ns = one_in(random, 4) ? draw(random, 40 * MS) : 120 * S;
     story->close_aborts = one_in(random, 6);
 }

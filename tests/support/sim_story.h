@@ -17,6 +17,7 @@
 /* Checkpoints of the root. The first two stand there from the beginning; nobody touches the second. */
 extern const char *const story_names[STORY_NAMES];
 enum { STORY_OLD = 0, STORY_OTHER = 1 };
+#define STORY_FOREIGN "tokenizer.json" /* somebody else's file in the old one */
 
 struct story_save {
     unsigned thread, name;        /* which thread of the trainer makes it; index into story_names */

@@ -73,7 +73,7 @@ struct sim_io {
     unsigned depth, transfers;      /* READ and WRITE submitted and not yet returned */
     struct { void *base; size_t size; } *buffers;
     size_t buffer_count, buffer_capacity;
-    bool dead, destroyed;
+    bool dead, doomed, destroyed;
 };
 
 struct sim_world {

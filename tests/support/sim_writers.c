@@ -103,6 +103,7 @@ static void writer_kill(struct writer_launcher *launcher, struct writer_handle *
     if (pair->trainer_dead || !writer || writer->gone || writer->dies_at)
         return;
     writer->frozen = true;
+    sim_io_doom(writer->io);
     writer->dies_at = sim_world_now(pair->world) + 1 + sim_random_below(&pair->random, takes);
 }
 
