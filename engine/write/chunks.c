@@ -69,6 +69,8 @@ static void chunk_take(struct job *job, const struct message_staged *staged)
     chunk->slot = staged->slot;
     chunk->staged = true;
     job->staged_count++;
+    if (job_is_staged(job))
+        job->turn = ++job->writer->turns;
     if (job_is_staged(job) && job->allowed_ns)
         job->expires_ns = job->writer->tasks.now_ns + job->allowed_ns;
     write_queue_add(job, staged->chunk);

@@ -91,15 +91,16 @@ static enum job_state state_after_failure(const struct job *job)
     return job->publishing ? JOB_CLOSE : JOB_SWEEP_CLOSE;
 }
 
-/* Saves of one name are published in the order of BEGIN, and each from what stands there to what it replaces removed: a later
- * one would else look at a checkpoint that is being replaced under it, and an older one could replace a newer one. */
-static bool name_is_in_use(const struct job *job)
+/* Saves of one name are published in the order in which they were staged, and each from what stands there to what it replaces
+ * removed: a later one would else look at a checkpoint that is being replaced under it, and an older one could replace a newer
+ * one. Not in the order of BEGIN: one that is not staged yet may wait for slots that this one gives back when it is durable. */
+static bool is_behind_another(const struct job *job)
 {
-    const struct job *before = job->writer->first_job;
+    const struct job *other = job->writer->first_job;
 
-    while (before != job && strcmp(before->name, job->name) != 0)
-        before = before->next;
-    return before != job;
+    while (other && !(other->turn && other->turn < job->turn && strcmp(other->name, job->name) == 0))
+        other = other->next;
+    return other;
 }
 
 /* True while the state is not over. */
@@ -110,7 +111,7 @@ static bool job_is_waiting(const struct job *job)
     if (job->failed)
         return job->hashing; /* its slots must be quiet before the trainer hears of the failure */
     if (job->state == JOB_SYNC)
-        return name_is_in_use(job);
+        return is_behind_another(job);
     if (job->state == JOB_WRITE)
         return job->done_count < job->chunk_count;
     return job->state == JOB_TEXTS && job->writes.text_file < job->file_count;

@@ -32,7 +32,7 @@ enum job_state {
     JOB_SEAL,           /* digests file and manifest are composed on a compute thread; its ops */
     JOB_TEXTS,          /* objects, index, digests, manifest are written; its ops, then WRITTEN is sent */
     JOB_CUT,            /* padded tails are cut; its ops */
-    JOB_SYNC,           /* every file is synced; its ops, and the end of earlier saves of that name */
+    JOB_SYNC,           /* every file is synced; its ops, and the end of saves of that name that were staged before */
     JOB_KEEP_OPEN,      /* with replace: the old checkpoint is opened; its ops */
     JOB_KEEP_LIST,      /* and listed; its ops */
     JOB_KEEP_LINK,      /* files of others in it get a link here; its ops */
@@ -127,6 +127,7 @@ struct job {
     uint32_t file_count, shard_count;
     struct chunk *chunks;
     uint32_t chunk_count, staged_count, done_count;
+    uint64_t turn;                        /* among saves of its name: the how-manieth of all that was staged; 0: not yet */
     uint64_t *first_leaf;                 /* per tensor */
     struct digest *leaves;
     struct write_queue writes;

@@ -57,6 +57,7 @@ struct writer {
     struct connection connection;
     struct transfer transfer;
     struct hashing hashing;
+    uint64_t turns;          /* jobs that were staged so far */
     struct job *first_job, *last_job; /* in the order of BEGIN */
 };
 

@@ -62,6 +62,8 @@ static void two_replacements(const struct prepared *prepared, const struct sim_s
     scene_save_id(prepared->new.seed, save_id);
     saves[0] = sim_trainer_begin(&scene.trainer, &prepared->new, NAME, true, save_id, 0);
     scene_save_id(later->seed, save_id);
+    while (saves[0]->staged_count < prepared->new.plan->chunk_count)
+        cr_assert(scene_step(&scene));
     saves[1] = sim_trainer_begin(&scene.trainer, later, NAME, true, save_id, 0);
     cr_assert(scene_run_until_answered(&scene, saves[0]) && scene_run_until_answered(&scene, saves[1]) && scene_close(&scene));
     cr_expect(saves[0]->published == 1 && saves[1]->published == 1 && !scene_violation(&scene));
@@ -72,7 +74,7 @@ static void two_replacements(const struct prepared *prepared, const struct sim_s
     scene_deinit(&scene);
 }
 
-Test(commit, saves_of_one_name_are_published_in_the_order_of_their_beginning)
+Test(commit, saves_of_one_name_are_published_in_the_order_of_their_staging)
 {
     struct prepared prepared;
     struct sim_state later;

@@ -261,6 +261,23 @@ void judge_saves(struct sim_pair *pair)
             save_look_at(pair, i);
 }
 
+void judge_describe(const struct sim_pair *pair, FILE *out)
+{
+    for (unsigned i = 0; i < pair->story.save_count; i++) {
+        const struct tspool_save *save = pair->saves[i].handle;
+
+        if (!save || !pair->saves[i].submitted || !pair->spool) {
+            fprintf(out, " | save %u: %s", i, save ? "not submitted" : "no handle");
+            continue;
+        }
+        fprintf(out, " | save %u: state %d, level %u, %s, %u copying, %u taken, %u staged, %u sent, slots", i, save->state,
+                save->result.level, save->in_line ? "in line" : "not in line", save->copying, save->taken, save->staged_count,
+                save->staged_sent);
+        for (uint32_t chunk = 0; chunk < save_plan(save)->chunk_count; chunk++)
+            fprintf(out, " %d", (int)save->slots[chunk]);
+    }
+}
+
 void judge_death(struct sim_pair *pair)
 {
     for (unsigned i = 0; i < pair->story.save_count; i++)
@@ -345,7 +362,7 @@ static void name_check(struct sim_pair *pair, struct io *reader, const struct si
     for (unsigned i = name->count; i-- > first;)
         if (name->history[i].inode && load(pair, reader, number, name->history[i].save, why, sizeof(why)) == 0)
             return;
-    for (unsigned i = 0; i < pair->story.save_count && cut; i++) /* its rename was in flight */
+    for (unsigned i = 0; i < pair->story.save_count && (cut || !inode); i++) /* its rename was in flight, or the reader's */
         if (pair->saves[i].story->name == number && !has_stood(pair, i, &place)
             && load(pair, reader, number, (int)i, why, sizeof(why)) == 0)
             return;

@@ -106,6 +106,15 @@ static struct tspool *spool_make(struct sim_pair *pair)
     return spool;
 }
 
+static void trainer_check_death(struct sim_pair *pair)
+{
+    if (pair->trainer_dead || pair->trainer_over || !sim_io_is_dead(pair->trainer))
+        return;
+    judge_death(pair);
+    pair->trainer_dead = true;
+    pair->report.trainer_died = true;
+}
+
 /* The thread "tspool-super" as far as those who join it can tell; its machine is stepped from the loop below. */
 static void *supervisor_main(void *argument)
 {
@@ -115,6 +124,7 @@ static void *supervisor_main(void *argument)
         sim_thread_await(&pair->supervisor_over);
     pair->supervisor_over = true;
     io_destroy(pair->trainer);
+    trainer_check_death(pair); /* at the very end */
     supervisor_deinit(&pair->spool->supervisor);
     return NULL;
 }
@@ -146,15 +156,6 @@ static void trainer_start(struct sim_pair *pair)
     spool->roster.want_writer = true;
     pair->program = sim_thread_start(pair->threads, program_main, pair);
     pair_supervise(pair, NULL);
-}
-
-static void trainer_check_death(struct sim_pair *pair)
-{
-    if (pair->trainer_dead || pair->trainer_over || !sim_io_is_dead(pair->trainer))
-        return;
-    judge_death(pair);
-    pair->trainer_dead = true;
-    pair->report.trainer_died = true;
 }
 
 /* A dead process has no threads: these only free what they hold, and reach nobody. */
@@ -285,22 +286,31 @@ static bool is_over(const struct sim_pair *pair)
     return (pair->trainer_dead || pair->trainer_over) && writers_are_gone(pair);
 }
 
+static void pair_hangs(struct sim_pair *pair, const char *how)
+{
+    char state[700] = "";
+    FILE *out = fmemopen(state, sizeof(state), "w");
+
+    judge_describe(pair, out);
+    fclose(out);
+    pair_broken(pair, "nothing hangs", "%s%s", how, state);
+}
+
 static void pair_play(struct sim_pair *pair)
 {
     uint64_t began = sim_world_now(pair->world);
 
     while (!is_over(pair) && !pair_is_broken(pair) && pair_step(pair)) {
         if (++pair->report.steps > STEPS_MAX || sim_world_now(pair->world) > began + LONGEST_NS) {
-            pair_broken(pair, "nothing hangs", "after %" PRIu64 " steps and %" PRIu64 " s it is not over", pair->report.steps,
-                        (sim_world_now(pair->world) - began) / S);
+            pair_hangs(pair, "it goes on and on");
             break;
         }
     }
     pair->report.virtual_ns = sim_world_now(pair->world) - began;
     pair->report.power_cut = pair->world->power_cut;
     if (!is_over(pair) && !pair->report.power_cut)
-        pair_broken(pair, "nothing hangs", "the %s waits for what can never happen",
-                    pair->trainer_dead || pair->trainer_over ? "writer" : "trainer");
+        pair_hangs(pair, pair->trainer_dead || pair->trainer_over ? "the writer waits for what can never happen"
+                                                                  : "the trainer waits for what can never happen");
 }
 
 static int lowest_descriptor(void)

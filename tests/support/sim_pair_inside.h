@@ -107,6 +107,7 @@ void judge_begin(struct sim_pair *pair);
 void judge_look(struct sim_pair *pair, const struct sim_seen *seen);
 void judge_saves(struct sim_pair *pair);      /* after anything that may have told a caller something */
 void judge_released(struct sim_pair *pair, uint32_t slot);
+void judge_describe(const struct sim_pair *pair, FILE *out); /* where each save is */
 void judge_death(struct sim_pair *pair);      /* the trainer's */
 void judge_slots(struct sim_pair *pair);      /* before it closes */
 void judge_close(struct sim_pair *pair, const struct tspool_close_report *report, int result);

@@ -82,7 +82,7 @@ static int writer_start(struct writer_launcher *launcher, struct writer_handle *
         abort();
     writer->pair = pair;
     writer->number = (int)pair->report.writers;
-    writer->io = sim_io_create(pair->world, "writer", pair->story.depth);
+    writer->io = sim_io_create(pair->world, "writer", pair->story.depth + PART_WRITES);
     writer->next = pair->writers;
     pair->writers = writer;
     sim_channel(pair->trainer, writer->io, ends);
