@@ -25,6 +25,8 @@ static const char SAID_IS_SO[] = "what was told is so";
 static const char ORPHAN[] = "after STAGED and the trainer's death it commits or leaves nothing";
 /* A save's outcome is told once and for all, levels only rise, and while the trainer lives every save gets one. */
 static const char ONCE[] = "each save resolves exactly once";
+/* Two saves of one name, and the one that was staged later is acknowledged: the other one never replaces it. */
+static const char ORDER[] = "of two saves of one name the one that was staged later stays";
 static const char IMMUTABLE[] = "no byte of a published file ever changes";
 /* The slot is overwritten at once; a write in flight that still counts would be spoilt. */
 static const char ARENA[] = "no arena chunk is reused while a write that will count is in flight";
@@ -109,6 +111,21 @@ static void standing_check(struct sim_pair *pair, unsigned number)
         pair_broken(pair, IMMUTABLE, "%s changed while it stood there", story_names[number]);
 }
 
+/* One that is put back was there before. */
+static void order_check(struct sim_pair *pair, const struct pair_name *name)
+{
+    const struct pair_standing *now = &name->history[name->count];
+
+    for (unsigned i = 0; i < name->count && now->save != ABSENT; i++) {
+        const struct pair_standing *before = &name->history[i];
+
+        if (before->inode == now->inode)
+            return;
+        if (before->save != ABSENT && pair->saves[before->save].acknowledged && pair->saves[now->save].turn < pair->saves[before->save].turn)
+            pair_broken(pair, ORDER, "save %d replaces save %d", now->save, before->save);
+    }
+}
+
 static void history_note(struct sim_pair *pair, unsigned number, const char *from)
 {
     struct pair_name *name = &pair->names[number];
@@ -120,6 +137,7 @@ static void history_note(struct sim_pair *pair, unsigned number, const char *fro
     if (name->count == PAIR_HISTORY_MAX)
         abort();
     name->history[name->count] = (struct pair_standing){ inode, owner_of(pair, name, inode, from), tree };
+    order_check(pair, name);
     name->count++;
 }
 
@@ -233,8 +251,8 @@ static void resolved(struct sim_pair *pair, unsigned number, const struct tspool
     if (result->outcome == TSPOOL_OUTCOME_FAILED) {
         save->error = result->failure.error;
         snprintf(save->message, sizeof(save->message), "%.199s", result->failure.message);
-        if (has_stood(pair, number, &place))
-            pair_broken(pair, SAID_IS_SO, "save %u was called failed, and stands or stood under its name (%s)", number, save->message);
+        if (has_stood(pair, number, &place) && place == pair->names[save->story->name].count - 1)
+            pair_broken(pair, SAID_IS_SO, "save %u was called failed, and stands under its name (%s)", number, save->message);
         if (!save->error)
             pair_broken(pair, SAID_IS_SO, "save %u failed without a reason", number);
     }
@@ -248,6 +266,8 @@ static void save_look_at(struct sim_pair *pair, unsigned number)
     if (result->level < save->level)
         pair_broken(pair, ONCE, "save %u fell from level %u to %u", number, save->level, result->level);
     save->level = result->level;
+    if (!save->turn && result->level >= TSPOOL_STAGED)
+        save->turn = ++pair->turns;
     if (!save->acknowledged && (result->level >= TSPOOL_DURABLE || result->outcome == TSPOOL_OUTCOME_PUBLISHED))
         acknowledged(pair, number);
     if (result->outcome != TSPOOL_OUTCOME_PENDING)

@@ -43,6 +43,7 @@ struct pair_save {
     struct tspool_save *handle;  /* NULL: not begun, or freed */
     bool submitted, acknowledged, resolved, staged_at_death, aborted, cut_short; /* cut_short: given up by tspool_close */
     uint32_t level;
+    unsigned turn;               /* the how-manieth that was STAGED; 0: not yet */
     enum tspool_outcome outcome;
     uint32_t attempts;
     int error;                   /* of begin or submit, positive; or the failure's */
@@ -82,6 +83,7 @@ struct sim_pair {
     struct pair_save saves[STORY_SAVES_MAX];
     struct pair_name names[STORY_NAMES];
     const struct sim_state *old;
+    unsigned turns;
     uint64_t writer_ops_seen;    /* of all writers together, that took effect */
 };
 
