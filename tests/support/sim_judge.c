@@ -111,12 +111,13 @@ static void standing_check(struct sim_pair *pair, unsigned number)
         pair_broken(pair, IMMUTABLE, "%s changed while it stood there", story_names[number]);
 }
 
-/* One that is put back was there before. */
+/* One that is put back was there before; one whose
+ * trainer did not live to see it STAGED was so after those that it did. */
 static void order_check(struct sim_pair *pair, const struct pair_name *name)
 {
     const struct pair_standing *now = &name->history[name->count];
 
-    for (unsigned i = 0; i < name->count && now->save != ABSENT; i++) {
+    for (unsigned i = 0; i < name->count && now->save != ABSENT && pair->saves[now->save].turn; i++) {
         const struct pair_standing *before = &name->history[i];
 
         if (before->inode == now->inode)
