@@ -431,26 +431,11 @@ static bool is_time(struct meeting *meeting)
 
 static bool meeting_step(struct meeting *meeting)
 {
-    struct scene *scene = &meeting->scene;
-    bool running = !writer_finished(scene->writer);
-    struct completion completion;
-    struct io *io;
-    int result;
-
     if (is_time(meeting)) {
         meeting->started = true;
-        sim_party_start(&meeting->party, scene->world, "gc", collector, &meeting->told);
+        sim_party_start(&meeting->party, meeting->scene.world, "gc", collector, &meeting->told);
     }
-    result = sim_world_next(scene->world, running ? writer_deadline(scene->writer) : IO_FOREVER, &io, &completion);
-    if (result < 0)
-        return false;
-    if (result == 0 || io == scene->writer_io)
-        writer_step(scene->writer, result ? &completion : NULL);
-    else if (io == scene->trainer_io)
-        sim_trainer_step(&scene->trainer, &completion);
-    else
-        sim_party_take(&meeting->party, &completion);
-    return true;
+    return sim_party_scene_step(&meeting->party, &meeting->scene);
 }
 
 struct saved { const char *name; bool replace, at_publish; struct digest expected; };

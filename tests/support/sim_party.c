@@ -68,6 +68,24 @@ void sim_party_take(struct sim_party *party, const struct completion *completion
     party_resume(party);
 }
 
+bool sim_party_scene_step(struct sim_party *party, struct scene *scene)
+{
+    bool running = !writer_finished(scene->writer);
+    struct completion completion;
+    struct io *io;
+    int result = sim_world_next(scene->world, running ? writer_deadline(scene->writer) : IO_FOREVER, &io, &completion);
+
+    if (result < 0)
+        return false;
+    if (result == 0 || io == scene->writer_io)
+        writer_step(scene->writer, result ? &completion : NULL);
+    else if (io == scene->trainer_io)
+        sim_trainer_step(&scene->trainer, &completion);
+    else
+        sim_party_take(party, &completion);
+    return true;
+}
+
 void sim_party_end(struct sim_party *party)
 {
     sim_io_kill(party->inner); /* from here on every op is refused: it unwinds, and changes nothing */

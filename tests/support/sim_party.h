@@ -6,7 +6,7 @@
 #ifndef SUPPORT_SIM_PARTY_H
 #define SUPPORT_SIM_PARTY_H
 
-#include "sim_io.h"
+#include "sim_scene.h"
 
 #include <ucontext.h>
 
@@ -27,6 +27,8 @@ void sim_party_start(struct sim_party *party, struct sim_world *world, const cha
                      void *argument);
 /* Hands over a completion of its process, and lets it run to its next wait. */
 void sim_party_take(struct sim_party *party, const struct completion *completion);
+/* As scene_step, with this party in the scene's world (NULL: none yet). The writer must not be killed. */
+bool sim_party_scene_step(struct sim_party *party, struct scene *scene);
 /* Also when it was killed in the middle, or is not done: it is killed then. */
 void sim_party_end(struct sim_party *party);
 
