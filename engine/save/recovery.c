@@ -17,6 +17,7 @@
 #include <string.h>
 
 #define PAUSE_NS ((uint64_t)5000000) /* before the lock is asked for again; each time twice as long */
+#define BUSY_NS ((uint64_t)1000000)
 #define PAUSES_MAX 8u                /* together 1.3 s */
 
 static void look_begin(struct recovery *recovery, bool at_hidden)
@@ -73,6 +74,10 @@ static void advance_look(struct recovery *recovery, int64_t result)
                         : recovery->front_size > 0 && (size_t)result == recovery->front_size
                               && memcmp(recovery->seen, recovery->front, recovery->front_size) == 0 ? SIGHT_OURS : SIGHT_OTHER;
         recovery->step = LOOK_CLOSE_MANIFEST;
+        return;
+    case LOOK_WAIT:
+        recovery->sight = SIGHT_ERROR; /* unless the read says better */
+        recovery->step = result == 0 ? LOOK_READ : LOOK_CLOSE_MANIFEST;
         return;
     case LOOK_CLOSE_MANIFEST:
         recovery->step = LOOK_CLOSE;
@@ -180,6 +185,9 @@ static void compose(struct recovery *recovery, struct io *io, struct op *op)
     case LOOK_READ:
         op->kind = OP_READ, op->handle = recovery->file, op->memory = recovery->seen, op->size = recovery->front_size;
         return;
+    case LOOK_WAIT:
+        op->kind = OP_TIMER, op->deadline_ns = io_now(io) + BUSY_NS;
+        return;
     case LOOK_CLOSE_MANIFEST:
     case SWEEP_CLOSE_PART:
         op->kind = OP_CLOSE, op->handle = recovery->file;
@@ -222,7 +230,8 @@ static bool is_needless(const struct recovery *recovery)
     return recovery->step == SWEEP_CLOSE_PART && recovery->file < 0;
 }
 
-/* Submits the op of the current step; one that is refused counts as failed. */
+/* Submits the op of the current step; one that is refused counts as failed. But the backend takes only so many reads at a time,
+ * and a writer's death has every save look at once: one too many waits. To take it for an error would leave its save UNKNOWN. */
 static void run(struct recovery *recovery, struct io *io)
 {
     while (recovery->step != RECOVERY_DONE) {
@@ -235,7 +244,10 @@ static void run(struct recovery *recovery, struct io *io)
             if (error == 0)
                 return;
         }
-        advance(recovery, error);
+        if (error == -EBUSY && recovery->step == LOOK_READ)
+            recovery->step = LOOK_WAIT;
+        else
+            advance(recovery, error);
     }
 }
 

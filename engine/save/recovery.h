@@ -25,7 +25,7 @@ enum recovery_mode {
 };
 
 enum recovery_step {
-    LOOK_OPEN, LOOK_OPEN_MANIFEST, LOOK_READ, LOOK_CLOSE_MANIFEST, LOOK_CLOSE,   /* name first, then the hidden directory */
+    LOOK_OPEN, LOOK_OPEN_MANIFEST, LOOK_READ, LOOK_WAIT, LOOK_CLOSE_MANIFEST, LOOK_CLOSE,   /* name first, then the hidden directory */
     SYNC_ROOT,
     SWEEP_OPEN, SWEEP_OPEN_PART, SWEEP_LOCK, SWEEP_PAUSE, SWEEP_LIST, SWEEP_UNLINK, SWEEP_CLOSE_PART, SWEEP_CLOSE,
     SWEEP_REMOVE,

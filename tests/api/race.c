@@ -1,5 +1,6 @@
-/* api/race.c - everything at once on one spool with thread isolation, for ThreadSanitizer: callers' threads, staging threads,
- * the supervisor, the writer and the threads of both backends are all in this process.
+/* api/race.c - everything at once on one spool, for ThreadSanitizer. First with thread isolation: callers' threads, staging
+ * threads, the supervisor, the writer and the threads of both backends are all in this process. Then with writer processes,
+ * which are killed again and again: no save may notice.
  *
  * A plain program: Criterion's sandbox does not start under ThreadSanitizer.
  */
@@ -7,6 +8,9 @@
 #include <ftw.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,15 +24,23 @@
 static struct tspool *spool;
 static float *data[CALLERS];
 static char root[] = "/tmp/tspool-race-XXXXXX";
+static unsigned published;          /* atomic */
+static bool callers_done;           /* atomic */
 
-static void require(int holds, const char *what, int line)
+static void fail(const char *what, int line)
 {
-    if (holds)
-        return;
     fprintf(stderr, "race.c:%d: %s\n", line, what);
     abort();
 }
-#define REQUIRE(holds) require((holds), #holds, __LINE__)
+#define REQUIRE(holds) ((holds) ? (void)0 : fail(#holds, __LINE__))
+
+static void save_fail(struct tspool_save *save, int line)
+{
+    struct tspool_save_result result = TSPOOL_SAVE_RESULT_INIT;
+
+    REQUIRE(tspool_save_result(save, &result) == 0);
+    fail(result.failure.message, line);
+}
 
 static struct tspool_save *declare(unsigned caller, const char *name, enum tspool_staging staging)
 {
@@ -59,7 +71,8 @@ static void fill(unsigned caller, struct tspool_save *save)
         memcpy(span.data, (const char *)data[caller] + span.tensor_offset, span.bytes);
         REQUIRE(tspool_save_filled(save, &span) == 0);
     }
-    REQUIRE(got == 0);
+    if (got < 0)
+        save_fail(save, __LINE__);
 }
 
 /* Follows it by its descriptor, as an event loop would. */
@@ -86,6 +99,7 @@ static void *caller_main(void *argument)
     unsigned caller = (unsigned)(uintptr_t)argument;
     enum tspool_staging staging = (enum tspool_staging)(caller % 3);
     struct tspool_save_options replacing = TSPOOL_SAVE_OPTIONS_INIT;
+    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
     struct tspool_save *save, *again;
     char name[16];
 
@@ -94,12 +108,15 @@ static void *caller_main(void *argument)
     for (unsigned round = 0; round < ROUNDS; round++) {
         change(caller, round);
         save = declare(caller, name, staging);
-        REQUIRE(tspool_save_submit(save, NULL) == 0);
+        if (tspool_save_submit(save, &failure) < 0)
+            fail(failure.message, __LINE__);
         if (staging == TSPOOL_STAGING_CALLER)
             fill(caller, save);
-        REQUIRE(tspool_save_wait(save, TSPOOL_STAGED, MINUTE_NS) == 0);
+        if (tspool_save_wait(save, TSPOOL_STAGED, MINUTE_NS) < 0)
+            save_fail(save, __LINE__);
         change(caller, 100); /* allowed now, and must reach nobody */
         REQUIRE(follow(save) == TSPOOL_OUTCOME_PUBLISHED);
+        __atomic_add_fetch(&published, 1, __ATOMIC_RELAXED);
         if (round == 0 && staging != TSPOOL_STAGING_CALLER) {
             REQUIRE(tspool_save_again(spool, "again", save, &replacing, &again, NULL) == 0);
             REQUIRE(tspool_save_submit(again, NULL) == 0);
@@ -134,15 +151,36 @@ static int remove_entry(const char *path, const struct stat *status, int kind, s
     return remove(path);
 }
 
-int main(void)
+/* One death for each save that gets through: five in a row would be too many. */
+static void *killer_main(void *argument)
+{
+    unsigned *kills = argument;
+
+    while (!__atomic_load_n(&callers_done, __ATOMIC_RELAXED)) {
+        unsigned before = __atomic_load_n(&published, __ATOMIC_RELAXED);
+        int pid = tspool_writer_pid(spool);
+
+        if (pid > 0 && kill(pid, SIGKILL) == 0)
+            ++*kills;
+        while (pid > 0 && __atomic_load_n(&published, __ATOMIC_RELAXED) == before
+               && !__atomic_load_n(&callers_done, __ATOMIC_RELAXED))
+            sched_yield();
+        sched_yield();
+    }
+    return NULL;
+}
+
+static void run(enum tspool_isolation isolation)
 {
     struct tspool_options options = TSPOOL_OPTIONS_INIT;
-    pthread_t threads[CALLERS];
+    pthread_t threads[CALLERS], killer;
+    unsigned kills = 0;
 
-    REQUIRE(mkdtemp(root) != NULL);
+    callers_done = false;
     options.root = root;
+    options.writer_path = TEST_WRITER_PATH;
     options.arena_bytes = 48 << 20; /* three slots: the callers must wait for each other's, and in one order */
-    options.isolation = TSPOOL_ISOLATION_THREAD;
+    options.isolation = isolation;
     options.io = TSPOOL_IO_THREADS;
     options.heartbeat_ns = 20000000000; /* sanitizers are slow */
     REQUIRE(tspool_open(&options, &spool, NULL) == 0);
@@ -150,13 +188,28 @@ int main(void)
         data[i] = malloc(ELEMENTS * sizeof(float));
         REQUIRE(pthread_create(&threads[i], NULL, caller_main, (void *)(uintptr_t)i) == 0);
     }
+    if (isolation == TSPOOL_ISOLATION_PROCESS)
+        REQUIRE(pthread_create(&killer, NULL, killer_main, &kills) == 0);
     for (unsigned i = 0; i < CALLERS; i++)
         pthread_join(threads[i], NULL);
+    __atomic_store_n(&callers_done, true, __ATOMIC_RELAXED);
+    if (isolation == TSPOOL_ISOLATION_PROCESS) {
+        pthread_join(killer, NULL);
+        REQUIRE(kills > 0);
+        printf("%u writers were killed\n", kills);
+    }
     REQUIRE(tspool_close(spool, MINUTE_NS, NULL) == 0);
     for (unsigned i = 0; i < CALLERS; i++) {
         check(i);
         free(data[i]);
     }
+}
+
+int main(void)
+{
+    REQUIRE(mkdtemp(root) != NULL);
+    run(TSPOOL_ISOLATION_THREAD);
+    run(TSPOOL_ISOLATION_PROCESS);
     nftw(root, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
     return 0;
 }
