@@ -131,8 +131,8 @@ static bool replay_is_refused(struct supervisor *supervisor, const struct tspool
         return true;
     if (save->way == REPLAY_NOT)
         arena_describe(save, failure);
-    else if (save->end == ATTEMPT_DIED && (supervisor->deaths >= DEATHS_MAX || save->deaths >= DEATHS_MAX))
-        deaths_describe(save->deaths >= DEATHS_MAX ? save->deaths : supervisor->deaths, &save->intended, failure);
+    else if (save->end == ATTEMPT_DIED && (supervisor->deaths >= DEATHS_MAX || save->deaths >= SAVE_DEATHS_MAX))
+        deaths_describe(max_u64(save->deaths, supervisor->deaths), &save->intended, failure);
     else if (save->recovery.left)
         left_describe(save, failure);
     else if (save->result.level >= TSPOOL_STAGED && save_deadline(save) <= io_now(supervisor->io))

@@ -51,14 +51,14 @@ static uint64_t backoff(unsigned deaths)
     return deaths <= 1 ? 0 : min_u64(BACKOFF_NS << min_u64(deaths - 2, BACKOFF_DOUBLINGS), BACKOFF_MAX_NS);
 }
 
-void deaths_describe(unsigned deaths, const struct tspool_failure *last, struct tspool_failure *failure)
+void deaths_describe(uint64_t deaths, const struct tspool_failure *last, struct tspool_failure *failure)
 {
     struct tspool_failure latest = *last; /* may be the very record that is filled */
 
     failure_set(failure, TSPOOL_STAGE_WRITER, latest.error, FAILURE_AT(.operation = "restart"),
-                "%u writers died one after another, so that the save is given up; training can go on, and a later save tries one "
-                "again; after signal 9 look for the OOM killer in dmesg, else at the writer's stderr; the last one: %.220s",
-                deaths, latest.cause);
+                "%llu writers died one after another, so that the save is given up; training can go on, and a later save tries "
+                "one again; after signal 9 look for the OOM killer in dmesg, else at the writer's stderr; the last one: %.220s",
+                (unsigned long long)deaths, latest.cause);
 }
 
 /* One more that died, or could not even be started. tspool_open wants to hear of that at once. */

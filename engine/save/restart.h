@@ -12,6 +12,7 @@
 #include <tspool/failure.h>
 
 #define DEATHS_MAX 5u
+#define SAVE_DEATHS_MAX 20u /* that one save sees, in a row or not: where others succeed in between, it may be what kills */
 
 struct supervisor;
 
@@ -22,6 +23,6 @@ uint64_t restart_deadline(const struct supervisor *supervisor);
 /* A writer that is dead, or abandoned, and drained: its saves' attempts end. */
 void writer_bury(struct supervisor *supervisor);
 /* What a save fails with when too many writers died. `last`: how the last one did. */
-void deaths_describe(unsigned deaths, const struct tspool_failure *last, struct tspool_failure *failure);
+void deaths_describe(uint64_t deaths, const struct tspool_failure *last, struct tspool_failure *failure);
 
 #endif

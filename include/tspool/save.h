@@ -140,7 +140,7 @@ struct tspool_save_result {
     char backend[16];            /* "uring" or "threads" */
     char io_note[160];           /* why it is not the preferred mode; empty when it is */
     struct tspool_failure failure;
-    char retry_cause[256];       /* why the latest earlier attempt ended, one line; empty with one attempt */
+    char retry_cause[256];       /* why the latest earlier attempt ended, one line; empty during the first */
 };
 #define TSPOOL_SAVE_RESULT_INIT { .size = sizeof(struct tspool_save_result) }
 

@@ -291,14 +291,14 @@ Test(replay, writers_that_cannot_be_started_are_tried_five_times)
 /* Others succeed meanwhile, so the deaths are not in a row: the save that kills each writer is bounded all the same. */
 Test(replay, save_that_kills_every_writer_is_given_up)
 {
-    for (unsigned i = 1; i <= DEATHS_MAX; i++) {
+    for (unsigned i = 1; i <= SAVE_DEATHS_MAX; i++) {
         cr_assert_eq(result()->outcome, TSPOOL_OUTCOME_PENDING);
         scripted_begin(&scripted);
         scripted.supervisor.deaths = 0;
         die();
     }
     cr_assert_eq(result()->outcome, TSPOOL_OUTCOME_FAILED);
-    cr_assert(strstr(result()->failure.message, "5 writers died"), "%s", result()->failure.message);
+    cr_assert(strstr(result()->failure.message, "20 writers died"), "%s", result()->failure.message);
 }
 
 /* Errors that another attempt may mend ------------------------------------------------------------------------------- */
