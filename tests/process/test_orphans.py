@@ -115,12 +115,11 @@ def latest_does_not_wait_for_a_living_copy(root):
 
 @test
 def latest_gives_up_on_an_orphan_that_hangs_and_names_it(root):
-    """Stopped, the writer cannot have marked its record: the reader looks the trainer up by itself."""
     checkpoint(root, "old")
     process, writer = staged_copy(root)
     pidfd = os.pidfd_open(writer)
-    os.kill(writer, signal.SIGSTOP)
     kill(process)
+    os.kill(writer, signal.SIGSTOP)   # afterwards: a stopped process group that loses its parent is continued
     run = tspool("latest", "--wait", "0.2", f"{root}/runs")
     assert done(run) == f"{root}/runs/old\n" and "waiting up to 0.2 s" in run.stderr and "still being written" in run.stderr, run
     assert "slow" in run.stderr.splitlines()[1]

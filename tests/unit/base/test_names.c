@@ -171,6 +171,42 @@ Test(names, part_records_are_told_from_other_files)
         cr_assert_not(part_name_is(others[i]), "%s", others[i]);
 }
 
+Test(names, part_manifests_give_their_rank_and_are_no_part_records)
+{
+    const char *others[] = { "tspool.part-00001", "tspool.part-00000.json", "tspool.part-00001.json.partial", "tspool.part-1.json",
+                             "tspool.part-4294967296.json", "tspool.part-00001.jsonx" };
+    uint32_t number = 0;
+
+    cr_assert(part_manifest_name_parse("tspool.part-00012.json", &number));
+    cr_assert_eq(number, 12);
+    cr_assert_not(part_name_is("tspool.part-00012.json"));
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        cr_assert_not(part_manifest_name_parse(others[i], &number), "%s", others[i]);
+    cr_assert_eq(number, 12);
+}
+
+/* What is being deleted must not pass for an attempt: others would wait for it, or put it back under its name. */
+Test(names, gone_names_are_of_attempts_and_are_no_attempts)
+{
+    char hidden[HIDDEN_NAME_MAX + 1], gone[GONE_NAME_MAX + 1], back[HIDDEN_NAME_MAX + 1] = "", name[CHECKPOINT_NAME_MAX + 1];
+    char longest[CHECKPOINT_NAME_MAX + 1];
+    const char *others[] = { ".gone", ".x.gone", "x.000102030405060708090a0b0c0d0e0f.gone", ".x.000102030405060708090a0b0c0d0e0f",
+                             ".x.000102030405060708090a0b0c0d0e0f.gone.gone", ".x.000102030405060708090a0b0c0d0e0f.Gone" };
+    uint8_t id[16] = { 1, 2, 3 };
+
+    memset(longest, 'n', CHECKPOINT_NAME_MAX);
+    longest[CHECKPOINT_NAME_MAX] = '\0';
+    hidden_name_make(longest, id, hidden);
+    gone_name_make(hidden, gone);
+    cr_assert_eq(strlen(gone), GONE_NAME_MAX);
+    cr_assert(gone_name_parse(gone, back));
+    cr_assert_str_eq(back, hidden);
+    cr_assert_not(hidden_name_parse(gone, name, id));
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        cr_assert_not(gone_name_parse(others[i], back), "%s", others[i]);
+    cr_assert_str_eq(back, hidden);
+}
+
 Test(names, file_names_in_manifests_stay_in_their_directory)
 {
     char longest[257];

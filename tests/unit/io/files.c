@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -169,6 +170,30 @@ static void locks(struct fixture *fixture)
     handle_close(fixture, other);
 }
 Test(files, lock_is_refused_while_another_holds_it) { on_each_backend(NULL, locks); }
+
+/* A collector cuts only what nobody reads any more: an open descriptor counts, and a mapping that outlived its descriptor. */
+static void tells_who_is_alone(struct fixture *fixture)
+{
+    int own = file_create(fixture, "file", 0), other;
+    struct op sole = { .kind = OP_LOCK, .handle = own, .flags = LOCK_OP_SOLE };
+    void *map;
+
+    cr_assert_eq(call(fixture, (struct op){ .kind = OP_TRUNCATE, .handle = own, .size = 4096 }), 0);
+    if (call(fixture, sole) == -EWOULDBLOCK)
+        cr_skip("this file system knows no leases");
+    other = openat(fixture->directory, "file", O_RDONLY);
+    cr_assert_eq(call(fixture, sole), -EWOULDBLOCK);
+    map = mmap(NULL, 4096, PROT_READ, MAP_SHARED, other, 0);
+    close(other);
+    cr_assert_eq(call(fixture, sole), -EWOULDBLOCK);
+    munmap(map, 4096);
+    cr_assert_eq(call(fixture, sole), 0);
+    other = openat(fixture->directory, "file", O_RDONLY | O_NONBLOCK);
+    cr_assert_geq(other, 0, "a lease was kept");
+    close(other);
+    handle_close(fixture, own);
+}
+Test(files, sole_is_who_has_no_other_descriptor_and_no_mapping_beside) { on_each_backend(NULL, tells_who_is_alone); }
 
 static struct op named(struct fixture *fixture, enum op_kind kind, const char *name, const char *to_name, uint32_t flags)
 {
