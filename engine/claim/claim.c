@@ -20,14 +20,18 @@ static bool is_young(int64_t mtime_ns, int64_t young_ns)
     return age >= 0 && age < young_ns;
 }
 
+enum lock { LOCK_FREE, LOCK_HELD, LOCK_UNKNOWN };
+
 /* Taking the lock tells that nobody holds it, but a writer that wants it just then would be refused: only where that cannot
  * be. It falls again when the handle is closed. */
-static bool lock_is_held(struct io *io, int handle)
+static enum lock lock_look(struct io *io, int handle)
 {
-    struct op lock = { .kind = OP_LOCK, .handle = handle };
+    int error = file_lock(io, handle, 0);
 
-    return io_call(io, &lock) == -EWOULDBLOCK;
+    return error == 0 ? LOCK_FREE : error == -EWOULDBLOCK ? LOCK_HELD : LOCK_UNKNOWN;
 }
+
+static bool is_closed_to_us(int error) { return error == -EACCES || error == -EPERM; }
 
 /* Part records ------------------------------------------------------------------------------------------------------- */
 
@@ -52,6 +56,7 @@ static bool trainer_is_gone(struct io *io, int handle)
 static enum claim handle_look(struct io *io, int handle)
 {
     struct io_stat stat = { 0 };
+    enum lock lock;
 
     if (file_stat(io, handle, NULL, &stat) < 0)
         return CLAIM_UNCLEAR;
@@ -59,18 +64,29 @@ static enum claim handle_look(struct io *io, int handle)
         return CLAIM_NONE;
     if (stat.size == 0 && is_young(stat.mtime_ns, PART_YOUNG_NS))
         return CLAIM_UNCLEAR;
-    if (!lock_is_held(io, handle))
-        return CLAIM_NONE;
+    lock = lock_look(io, handle);
+    if (lock != LOCK_HELD) /* who cannot ask must not take it for dead */
+        return lock == LOCK_FREE ? CLAIM_NONE : CLAIM_LIVING;
     return stat.size >= PART_ORPHAN_BYTES || trainer_is_gone(io, handle) ? CLAIM_ORPHAN : CLAIM_LIVING;
+}
+
+/* For writing where that is allowed: network file systems lock exclusively through such handles only. */
+static int part_open(struct io *io, int directory, const char *name)
+{
+    int handle = file_open(io, directory, name, OPEN_READ | OPEN_WRITE);
+
+    return is_closed_to_us(handle) || handle == -EROFS ? file_open(io, directory, name, OPEN_READ) : handle;
 }
 
 static enum claim part_look(struct io *io, int directory, const char *name)
 {
-    int handle = file_open(io, directory, name, OPEN_READ);
+    int handle = part_open(io, directory, name);
     enum claim claim;
 
-    if (handle < 0) /* gone since it was listed: dropped for the publish */
-        return handle == -ELOOP ? CLAIM_NONE : CLAIM_UNCLEAR;
+    if (handle == -ELOOP || handle == -EISDIR)
+        return CLAIM_NONE;
+    if (handle < 0) /* gone since it was listed: dropped for the publish. Another user's: he lives as far as we can see */
+        return is_closed_to_us(handle) ? CLAIM_LIVING : CLAIM_UNCLEAR;
     claim = handle_look(io, handle);
     file_close(io, handle);
     return claim;
@@ -96,7 +112,7 @@ static enum claim bare_look(struct io *io, int directory, const struct io_list *
         return CLAIM_UNCLEAR;
     if (list->count == 0 && is_young(stat.mtime_ns, bare_ns)) /* may be about to be locked */
         return CLAIM_UNCLEAR;
-    if (lock_is_held(io, directory))
+    if (lock_look(io, directory) == LOCK_HELD) /* not every file system locks directories */
         return publishing ? CLAIM_UNCLEAR : CLAIM_LIVING;
     return publishing && is_young(stat.mtime_ns, bare_ns) ? CLAIM_UNCLEAR : CLAIM_NONE;
 }
@@ -129,8 +145,10 @@ enum claim claim_look(struct io *io, int root, const char *hidden, int64_t bare_
     int directory = file_open(io, root, hidden, OPEN_READ | OPEN_DIRECTORY);
     enum claim claim;
 
+    if (directory == -ENOENT || directory == -ENOTDIR || directory == -ELOOP)
+        return CLAIM_NONE;
     if (directory < 0)
-        return directory == -ENOENT || directory == -ENOTDIR || directory == -ELOOP ? CLAIM_NONE : CLAIM_UNCLEAR;
+        return is_closed_to_us(directory) ? CLAIM_LIVING : CLAIM_UNCLEAR;
     claim = directory_look(io, directory, bare_ns);
     file_close(io, directory);
     return claim;

@@ -202,11 +202,16 @@ int ranking_on(struct io *io, const char *root, struct ranking *ranking, struct 
 
 static int newest_path(const char *root, const struct ranking *ranking, char **path, struct tspool_failure *failure)
 {
+    char *found;
+
     if (ranking->count == 0)
         return failure_set(failure, TSPOOL_STAGE_READ, ENOENT, FAILURE_AT(.operation = "list", .path = root),
                            "No published checkpoint is in this directory.");
-    *path = path_join(root, ranking->items[0].name);
-    return *path ? 0 : root_refuse(root, -ENOMEM, failure);
+    found = path_join(root, ranking->items[0].name);
+    if (!found)
+        return root_refuse(root, -ENOMEM, failure);
+    *path = found;
+    return 0;
 }
 
 static int latest_below(struct io *io, int handle, const char *root, uint64_t timeout_ns, char **path,

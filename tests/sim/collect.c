@@ -438,10 +438,11 @@ static bool meeting_step(struct meeting *meeting)
     return sim_party_scene_step(&meeting->party, &meeting->scene);
 }
 
-struct saved { const char *name; bool replace, at_publish; struct digest expected; };
+struct saved { const char *name; bool replace, at_publish, lockless; struct digest expected; };
 
 static void meet(const struct fixture *fixture, const struct saved *saved, uint64_t seed)
 {
+    const struct sim_fault lockless = { .on = { "gc", OP_LOCK, NULL }, .action = SIM_FAIL, .error = EBADF };
     const struct sim_fault slow = { .on = { "writer", OP_FSYNC, SCENE_ROOT "/.c?.????????????????????????????????" },
                                     .action = SIM_DELAY, .delay_ns = 300000000000 };
     struct scene_settings settings = fixture->settings;
@@ -454,8 +455,8 @@ static void meet(const struct fixture *fixture, const struct saved *saved, uint6
     settings.world.seed = seed;
     /* As on a real disk what is just being begun is young; a publish may be old: a directory's sync can take minutes. */
     settings.world.mtime_ns = saved->at_publish ? 0 : now_ns();
-    settings.faults = &slow;
-    settings.fault_count = saved->at_publish;
+    settings.faults = saved->lockless ? &lockless : &slow;
+    settings.fault_count = saved->at_publish || saved->lockless;
     settings.look = record_look;
     settings.look_context = &meeting;
     scene_save_id(fixture->later.seed, save_id);
@@ -498,3 +499,6 @@ Test(collect, beside_a_save_loses_nothing_of_it) { meets((struct saved){ "c5" },
 Test(collect, beside_a_save_that_replaces_what_is_to_go_loses_nothing_of_it) { meets((struct saved){ "c1", true }, 600); }
 Test(collect, beside_a_publish_that_takes_minutes_loses_nothing_of_it) { meets((struct saved){ "c5", false, true }, 12); }
 Test(collect, beside_a_replacing_publish_that_takes_minutes_loses_nothing_of_it) { meets((struct saved){ "c1", true, true }, 12); }
+
+/* As for a read-only descriptor on NFS: whoever cannot ask for the lock must not take its holder for dead. */
+Test(collect, that_cannot_ask_for_locks_loses_nothing_of_a_save) { meets((struct saved){ "c5", .lockless = true }, 200); }
