@@ -502,3 +502,45 @@ Test(collect, beside_a_replacing_publish_that_takes_minutes_loses_nothing_of_it)
 
 /* As for a read-only descriptor on NFS: whoever cannot ask for the lock must not take its holder for dead. */
 Test(collect, that_cannot_ask_for_locks_loses_nothing_of_a_save) { meets((struct saved){ "c5", .lockless = true }, 200); }
+
+/* The name was looked at, and while it is being taken away a whole save comes and goes: it gets its name back. */
+Test(collect, gives_back_a_name_that_was_published_anew_under_its_hands)
+{
+    const struct sim_fault slow = { .on = { "gc", OP_RENAME, SCENE_ROOT "/c1" }, .action = SIM_DELAY, .delay_ns = 300000000000 };
+    struct scene_settings settings;
+    struct fixture fixture;
+
+    fixture_init(&fixture, SIM_STRICT);
+    settings = fixture.settings;
+    settings.faults = &slow;
+    settings.fault_count = 1;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        struct meeting meeting = { .start_after = 0 };
+        struct scene *scene = &meeting.scene;
+        struct sim_disk *disk;
+        struct sim_save *save;
+        uint8_t save_id[16];
+
+        settings.world.seed = seed;
+        scene_save_id(fixture.later.seed, save_id);
+        scene_init(scene, &settings, sim_disk_clone(fixture.disk));
+        cr_assert(scene_run_until_ready(scene));
+        while (!sim_fault_hits(scene->world, 0))
+            cr_assert(meeting_step(&meeting));
+        save = sim_trainer_begin(&scene->trainer, &fixture.later, "c1", true, save_id, 0);
+        while (!sim_save_is_answered(save) && meeting_step(&meeting))
+            ;
+        cr_expect_eq(save->published, 1, "seed %" PRIu64, seed);
+        sim_trainer_close(&scene->trainer, false);
+        while (meeting_step(&meeting))
+            ;
+        disk = sim_world_disk(scene->world);
+        cr_expect(meeting.party.done && meeting.party.result == 0 && meeting.told.failed == 0, "seed %" PRIu64, seed);
+        cr_expect(!is_absent(tree_of(disk, "c1")) && !digest_equal(tree_of(disk, "c1"), fixture.trees[0]),
+                  "seed %" PRIu64 ": the new one lost its name", seed);
+        cr_expect_eq(names_left(disk), KEEP + 2, "seed %" PRIu64 ": the new one, those that are kept, the notes", seed);
+        sim_party_end(&meeting.party);
+        scene_deinit(scene);
+    }
+    fixture_deinit(&fixture);
+}
