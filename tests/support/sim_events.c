@@ -121,6 +121,8 @@ static int64_t event_fail_after(struct sim_event *event, int error)
         return result;
     if (event->request.kind == OP_OPEN && result >= 0)
         handle_close(event->io, (int)result);
+    if (event->request.kind == OP_LIST && result >= 0)
+        io_list_free(event->request.list);
     return -error;
 }
 
