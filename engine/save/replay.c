@@ -116,15 +116,8 @@ static void left_describe(const struct tspool_save *save, struct tspool_failure 
                 recovery->left_error == EWOULDBLOCK ? " (somebody holds its lock)" : "", save->intended.cause);
 }
 
-static void late_describe(const struct tspool_save *save, struct tspool_failure *failure)
-{
-    failure_set(failure, TSPOOL_STAGE_WRITER, ETIMEDOUT, FAILURE_AT(.operation = "deadline", .path = save->name),
-                "the save was not durable %llu ms after it was staged; attempt %u ended because: %.250s",
-                (unsigned long long)(save->deadline_ns / 1000000), save->attempt.number, save->intended.cause);
-}
-
 /* Why there is no next attempt; false: there is. */
-static bool replay_is_refused(struct supervisor *supervisor, const struct tspool_save *save, struct tspool_failure *failure)
+static bool replay_is_refused(const struct supervisor *supervisor, const struct tspool_save *save, struct tspool_failure *failure)
 {
     *failure = save->intended;
     if (save->abandon_wanted)
@@ -135,8 +128,6 @@ static bool replay_is_refused(struct supervisor *supervisor, const struct tspool
         deaths_describe(max_u64(save->deaths, supervisor->deaths), &save->intended, failure);
     else if (save->recovery.left)
         left_describe(save, failure);
-    else if (save->result.level >= TSPOOL_STAGED && save_deadline(save) <= io_now(supervisor->io))
-        late_describe(save, failure);
     else
         return false;
     return true;

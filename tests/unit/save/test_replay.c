@@ -120,12 +120,12 @@ Test(replay, death_after_written_which_is_not_said_twice)
     scripted.save->has_news = false;
     for (uint32_t chunk = 0; chunk < 3; chunk++)
         scripted_released(&scripted, chunk, chunk);
+    cr_assert_eq(result()->written_bytes, result()->file_bytes);
     scripted_say_kind(&scripted, MESSAGE_WRITTEN);
     scripted_turn(&scripted);
     cr_assert_not(scripted.save->has_news);
     cr_assert_eq(result()->level, TSPOOL_WRITTEN);
     cr_assert_eq(result()->written_ns, written_ns);
-    cr_assert_eq(result()->written_bytes, result()->file_bytes);
     assert_published(2);
 }
 
@@ -355,6 +355,27 @@ Test(replay, sigterm_before_staged_is_replayed_by_the_next_writer)
         scripted_stage(&scripted, chunk);
     assert_told_again(3);
     assert_published(2);
+}
+
+/* It still has a staged one to finish, so it stays for a while: it is told of nothing new, and what it finishes counts. */
+Test(replay, writer_that_leaves_finishes_what_was_staged_and_begins_nothing)
+{
+    struct message refusal;
+
+    scripted_stage_all(&scripted);
+    scripted_submit_another(&scripted);
+    cr_assert_eq(scripted_told(&scripted, MESSAGE_BEGIN).attempt.save_id[0], 9);
+    message_init(&refusal, MESSAGE_FAILED, &scripted.another->attempt);
+    refusal.failure.error = ECANCELED;
+    refusal.failure.stage = TSPOOL_STAGE_PREPARE;
+    scripted_say(&scripted, &refusal);
+    scripted_turn(&scripted);
+    cr_assert_eq(scripted.another->state, SAVE_SUBMITTED);
+    cr_assert(scripted_told_nothing(&scripted));
+    assert_published(1);
+    die();
+    cr_assert_eq(scripted_begin(&scripted).attempt.save_id[0], 9);
+    cr_assert_eq(scripted.another->result.attempts, 2);
 }
 
 Test(replay, writer_that_says_it_leaves_and_stays_is_killed)
