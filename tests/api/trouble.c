@@ -454,7 +454,7 @@ Test(trouble, deadline_of_one_save_costs_another_one_attempt)
     state_add(&state, late, true);
     cr_assert_eq(tspool_save_submit(late, NULL), 0);
     other = submit(spool, "other", &state);
-    cr_assert_eq(tspool_save_wait(late, TSPOOL_PUBLISHED, MINUTE_NS), -ETIMEDOUT);
+    cr_assert_eq(tspool_save_wait(late, TSPOOL_PUBLISHED, MINUTE_NS), -ETIME);
     tspool_save_free(late);
     assert_replayed(spool, other, "other", "late", &state);
 }
@@ -469,7 +469,7 @@ Test(trouble, save_past_its_deadline_fails_although_its_writer_hangs)
     spool = rig_open(&rig);
     writer_stop(spool);
     save = submit(spool, "late", &state);
-    cr_assert_eq(tspool_save_wait(save, TSPOOL_DURABLE, MINUTE_NS), -ETIMEDOUT);
+    cr_assert_eq(tspool_save_wait(save, TSPOOL_DURABLE, MINUTE_NS), -ETIME);
     cr_assert_eq(tspool_save_result(save, &result), 0);
     cr_assert_eq(result.outcome, TSPOOL_OUTCOME_FAILED);
     cr_assert(strstr(result.failure.message, "not durable"), "%s", result.failure.message);
