@@ -113,9 +113,10 @@ static int answer_progress(struct supervisor *supervisor, struct tspool_save *sa
     save_reach(save, level, message->progress.at_ns);
     if (level >= TSPOOL_DURABLE)
         supervisor->deaths = 0;
-    if (level == TSPOOL_PUBLISHED)
+    if (level == TSPOOL_PUBLISHED) {
+        replay_supersede(save);
         save_decide(save, TSPOOL_OUTCOME_PUBLISHED, NULL);
-    else if (level == TSPOOL_DURABLE && save->world_size > 1)
+    } else if (level == TSPOOL_DURABLE && save->world_size > 1)
         save_decide(save, TSPOOL_OUTCOME_DURABLE, NULL);
     return 0;
 }

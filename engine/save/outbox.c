@@ -102,7 +102,8 @@ static bool compose_staged(struct supervisor *supervisor, struct tspool_save *sa
 
 static bool compose_of_save(struct supervisor *supervisor, struct tspool_save *save, int *fds, unsigned *fd_count)
 {
-    if (save->state == SAVE_SUBMITTED && !save->abandon_wanted && !save->restage_wanted && !supervisor->link.is_retiring)
+    if (save->state == SAVE_SUBMITTED && !save->abandon_wanted && !save->restage_wanted && !supervisor->link.is_retiring
+        && !begin_waits(save))
         return compose_begin(supervisor, save, fds, fd_count);
     if (save->state != SAVE_BEGUN || save->abandon_sent)
         return false;

@@ -133,6 +133,37 @@ static bool replay_is_refused(const struct supervisor *supervisor, const struct 
     return true;
 }
 
+/* One name ------------------------------------------------------------------------------------------------------------- */
+
+/* Until its end a begun save is ahead of what replays behind it; one that recovers may turn out to be published. */
+bool begin_waits(const struct tspool_save *save)
+{
+    const struct tspool_save *other = save->roster->first;
+
+    for (; other != save; other = other->next_active)
+        if ((other->state == SAVE_SUBMITTED || other->state == SAVE_RECOVERING) && strcmp(other->name, save->name) == 0)
+            return true;
+    for (other = save->next_active; other && save->attempt.number > 1; other = other->next_active)
+        if ((other->state == SAVE_BEGUN || other->state == SAVE_RECOVERING) && strcmp(other->name, save->name) == 0)
+            return true;
+    return false;
+}
+
+void replay_supersede(struct tspool_save *save)
+{
+    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
+    struct tspool_save *earlier = save->roster->first;
+
+    for (; earlier != save; earlier = earlier->next_active) {
+        if ((earlier->state != SAVE_SUBMITTED && earlier->state != SAVE_RECOVERING) || strcmp(earlier->name, save->name) != 0)
+            continue;
+        failure_set(&failure, TSPOOL_STAGE_WRITER, ESTALE, FAILURE_AT(.operation = "replay", .path = save->name),
+                    "a later save of the same name was published while this one waited for another attempt; before: %.220s",
+                    earlier->state == SAVE_RECOVERING ? earlier->intended.cause : earlier->result.retry_cause);
+        save_give_up(earlier, &failure);
+    }
+}
+
 /* The next one ---------------------------------------------------------------------------------------------------------- */
 
 static void cause_keep(struct tspool_save *save)
@@ -207,6 +238,7 @@ void attempt_recovered(struct supervisor *supervisor, struct tspool_save *save)
     if (save->recovery.outcome == RECOVERY_PUBLISHED || save->result.level >= TSPOOL_DURABLE) {
         supervisor->deaths = 0;
         save_reach(save, TSPOOL_PUBLISHED, io_now(supervisor->io));
+        replay_supersede(save);
         save_decide(save, TSPOOL_OUTCOME_PUBLISHED, NULL);
     } else if (save->recovery.outcome == RECOVERY_UNCLEAR) {
         save_decide(save, TSPOOL_OUTCOME_UNKNOWN, &save->intended);

@@ -39,6 +39,12 @@ void attempt_recovered(struct supervisor *supervisor, struct tspool_save *save);
 /* The staging of a save with restage_wanted begins anew once the last thread that copies for it is out. */
 void save_restage(struct tspool_save *save);
 
+/* One name, several saves: what is published last must be what was submitted last. True while the save may not begin: an earlier
+ * one of its name has yet to, or a later one is on its way and decides whether a replay still makes sense. */
+bool begin_waits(const struct tspool_save *save);
+/* The save was published: earlier ones of its name that wait for another attempt would only undo it, and are given up. */
+void replay_supersede(struct tspool_save *save);
+
 /* EIO of its files, or the writer's own end: is it worth another attempt? Counts. */
 bool answer_is_retried(struct supervisor *supervisor, struct tspool_save *save, const struct tspool_failure *said);
 #endif

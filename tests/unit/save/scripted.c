@@ -132,9 +132,10 @@ void scripted_init(struct scripted *scripted) { init(scripted, 128 << 20, TSPOOL
 
 void scripted_init_larger(struct scripted *scripted, enum tspool_staging staging) { init(scripted, 32 << 20, staging); }
 
-void scripted_submit_another(struct scripted *scripted)
+void scripted_submit_another(struct scripted *scripted, const char *name)
 {
     scripted->another = save_make(scripted, 9, scripted->save->staging);
+    snprintf(scripted->another->name, sizeof(scripted->another->name), "%s", name);
     submit(scripted, scripted->another);
     scripted_turn(scripted);
 }
@@ -237,11 +238,11 @@ void scripted_say(struct scripted *scripted, struct message *message)
     cr_assert_eq(send(scripted->peer, message, size, MSG_DONTWAIT | MSG_NOSIGNAL), (ssize_t)size);
 }
 
-void scripted_say_kind(struct scripted *scripted, enum message_kind kind)
+static void say_kind(struct scripted *scripted, enum message_kind kind, const struct attempt *attempt)
 {
     struct message message;
 
-    message_init(&message, kind, kind == MESSAGE_READY || kind == MESSAGE_PONG ? NULL : &scripted->save->attempt);
+    message_init(&message, kind, kind == MESSAGE_READY || kind == MESSAGE_PONG ? NULL : attempt);
     if (kind == MESSAGE_READY) {
         strcpy(message.ready.version, "test");
         strcpy(message.ready.backend, "threads");
@@ -257,6 +258,17 @@ void scripted_say_kind(struct scripted *scripted, enum message_kind kind)
         message.progress.depth = 1;
     }
     scripted_say(scripted, &message);
+}
+
+void scripted_say_kind(struct scripted *scripted, enum message_kind kind)
+{
+    say_kind(scripted, kind, &scripted->save->attempt);
+}
+
+void scripted_another_says(struct scripted *scripted, enum message_kind kind)
+{
+    say_kind(scripted, kind, &scripted->another->attempt);
+    scripted_turn(scripted);
 }
 
 void scripted_say_failed(struct scripted *scripted, int error, enum tspool_stage stage)

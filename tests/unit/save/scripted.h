@@ -27,7 +27,8 @@ void scripted_init(struct scripted *scripted);
 void scripted_init_larger(struct scripted *scripted, enum tspool_staging staging);
 void scripted_deinit(struct scripted *scripted);
 /* Submits one more save, of another id, as `another`. */
-void scripted_submit_another(struct scripted *scripted);
+void scripted_submit_another(struct scripted *scripted, const char *name);
+void scripted_another_says(struct scripted *scripted, enum message_kind kind);
 /* Turns the machine until it waits. */
 void scripted_turn(struct scripted *scripted);
 /* Turns it, and waits for its timers, until so many writers were started in all. */

@@ -40,14 +40,21 @@ static void assert_begun_again(uint32_t number)
     cr_assert_eq(begin.attempt.save_id[0], 7);
 }
 
-static void assert_told_again(uint32_t count)
+static void assert_told_of(const struct tspool_save *save, uint32_t count)
 {
     for (uint32_t chunk = 0; chunk < count; chunk++) {
         struct message staged = scripted_told(&scripted, MESSAGE_STAGED);
 
+        cr_assert_eq(staged.attempt.save_id[0], save->attempt.save_id[0]);
+        cr_assert_eq(staged.attempt.number, save->attempt.number);
         cr_assert_eq(staged.staged.chunk, chunk);
-        cr_assert_eq(staged.staged.slot, scripted.save->slots[chunk]);
+        cr_assert_eq(staged.staged.slot, save->slots[chunk]);
     }
+}
+
+static void assert_told_again(uint32_t count)
+{
+    assert_told_of(scripted.save, count);
     cr_assert(scripted_told_nothing(&scripted));
 }
 
@@ -130,24 +137,24 @@ Test(replay, death_after_written_which_is_not_said_twice)
 }
 
 /* The manifest is the same in every attempt: whichever published, recovery knows it. */
-static void put_published(void)
+static void put_published(const struct tspool_save *save)
 {
     char path[300];
     int fd;
 
-    snprintf(path, sizeof(path), "%s/%s", scripted.root, scripted.save->name);
+    snprintf(path, sizeof(path), "%s/%s", scripted.root, save->name);
     cr_assert_eq(mkdir(path, 0777), 0);
     strcat(path, "/" MANIFEST_NAME);
     fd = open(path, O_CREAT | O_WRONLY, 0666);
-    cr_assert_eq(write(fd, scripted.save->manifest_front, scripted.save->manifest_front_size),
-                 (ssize_t)scripted.save->manifest_front_size);
+    cr_assert_eq(write(fd, save->manifest_front, save->manifest_front_size),
+                 (ssize_t)save->manifest_front_size);
     close(fd);
 }
 
 Test(replay, death_after_the_rename_is_found_published)
 {
     scripted_stage_all(&scripted);
-    put_published();
+    put_published(scripted.save);
     die();
     cr_assert_eq(result()->outcome, TSPOOL_OUTCOME_PUBLISHED);
     cr_assert_eq(result()->attempts, 1);
@@ -160,7 +167,7 @@ Test(replay, death_after_the_rename_of_the_second_attempt_is_found_published_too
     die();
     assert_begun_again(2);
     assert_told_again(3);
-    put_published();
+    put_published(scripted.save);
     die();
     cr_assert_eq(result()->outcome, TSPOOL_OUTCOME_PUBLISHED);
     cr_assert_eq(result()->attempts, 2);
@@ -234,7 +241,7 @@ static void die_until(unsigned deaths)
 
 Test(replay, fifth_death_in_a_row_fails_every_save_in_flight)
 {
-    scripted_submit_another(&scripted);
+    scripted_submit_another(&scripted, "another");
     die_until(DEATHS_MAX);
     cr_assert_eq(result()->outcome, TSPOOL_OUTCOME_FAILED);
     cr_assert_eq(result()->attempts, 5);
@@ -250,7 +257,7 @@ Test(replay, fifth_death_in_a_row_fails_every_save_in_flight)
 Test(replay, save_after_five_deaths_gets_one_start)
 {
     die_until(DEATHS_MAX);
-    scripted_submit_another(&scripted);
+    scripted_submit_another(&scripted, "another");
     scripted_turn_until_starts(&scripted, 6);
     scripted_begin(&scripted);
     die();
@@ -363,7 +370,7 @@ Test(replay, writer_that_leaves_finishes_what_was_staged_and_begins_nothing)
     struct message refusal;
 
     scripted_stage_all(&scripted);
-    scripted_submit_another(&scripted);
+    scripted_submit_another(&scripted, "another");
     cr_assert_eq(scripted_told(&scripted, MESSAGE_BEGIN).attempt.save_id[0], 9);
     message_init(&refusal, MESSAGE_FAILED, &scripted.another->attempt);
     refusal.failure.error = ECANCELED;
@@ -442,7 +449,7 @@ Test(replay, hung_writer_that_was_not_told_everything_cannot_publish)
 Test(replay, hung_writer_that_had_published_is_believed)
 {
     scripted_stage_all(&scripted);
-    put_published();
+    put_published(scripted.save);
     hang();
     cr_assert_eq(result()->outcome, TSPOOL_OUTCOME_PUBLISHED);
 }
@@ -452,7 +459,7 @@ Test(replay, hung_writer_does_not_keep_the_next_save_waiting)
     scripted_stage_all(&scripted);
     hang();
     scripted.unkillable = false;
-    scripted_submit_another(&scripted);
+    scripted_submit_another(&scripted, "another");
     scripted_turn_until_starts(&scripted, 2);
     cr_assert_eq(scripted_begin(&scripted).attempt.save_id[0], 9);
 }
@@ -522,6 +529,69 @@ Test(replay, what_cannot_be_removed_fails_the_save_and_says_so)
     cr_assert(strstr(result()->failure.message, "holds its lock"), "%s", result()->failure.message);
     cr_assert(strstr(result()->failure.message, "was scripted to die"), "%s", result()->failure.message);
     cr_assert(strstr(result()->failure.path, "scripted-7"), "%s", result()->failure.path);
+}
+
+/* One name ----------------------------------------------------------------------------------------------------------- */
+
+/* Both are begun and wholly told. */
+static void begin_two_of_one_name(void)
+{
+    scripted_stage_all(&scripted);
+    scripted_submit_another(&scripted, scripted.save->name);
+    cr_assert_eq(scripted_told(&scripted, MESSAGE_BEGIN).attempt.save_id[0], 9);
+    pthread_mutex_lock(&scripted.roster.lock);
+    for (uint32_t chunk = 0; chunk < 3; chunk++)
+        save_chunk_staged(scripted.another, chunk);
+    pthread_mutex_unlock(&scripted.roster.lock);
+    scripted_turn(&scripted);
+    assert_told_of(scripted.another, 3);
+}
+
+/* Written anew it would replace what is newer. */
+Test(replay, later_save_of_the_same_name_that_is_published_ends_the_earlier_one)
+{
+    begin_two_of_one_name();
+    scripted_say_failed(&scripted, EIO, TSPOOL_STAGE_SYNC);
+    cr_assert_eq(scripted.save->state, SAVE_SUBMITTED);
+    cr_assert(scripted_told_nothing(&scripted));
+    scripted_another_says(&scripted, MESSAGE_PUBLISHED);
+    cr_assert_eq(scripted.another->result.outcome, TSPOOL_OUTCOME_PUBLISHED);
+    cr_assert_eq(result()->outcome, TSPOOL_OUTCOME_FAILED);
+    cr_assert_eq(result()->failure.error, ESTALE);
+    cr_assert(strstr(result()->failure.message, "later save of the same name"), "%s", result()->failure.message);
+    cr_assert(strstr(result()->failure.message, "scripted to fail"), "%s", result()->failure.message);
+}
+
+Test(replay, later_save_of_the_same_name_that_fails_lets_the_earlier_one_go_on)
+{
+    begin_two_of_one_name();
+    scripted_say_failed(&scripted, EIO, TSPOOL_STAGE_SYNC);
+    scripted_another_says(&scripted, MESSAGE_FAILED);
+    cr_assert_eq(scripted.another->result.outcome, TSPOOL_OUTCOME_FAILED);
+    cr_assert_eq(scripted_told(&scripted, MESSAGE_BEGIN).attempt.number, 2);
+    assert_told_again(3);
+    assert_published(2);
+}
+
+Test(replay, two_saves_of_one_name_begin_again_in_their_order)
+{
+    begin_two_of_one_name();
+    die();
+    cr_assert_eq(scripted_begin(&scripted).attempt.save_id[0], 7);
+    assert_told_of(scripted.save, 3);
+    cr_assert_eq(scripted_told(&scripted, MESSAGE_BEGIN).attempt.save_id[0], 9);
+    assert_told_of(scripted.another, 3);
+}
+
+/* The first one's death was its writer's; the second one is found published by recovery. */
+Test(replay, later_save_of_the_same_name_found_published_ends_the_earlier_one)
+{
+    begin_two_of_one_name();
+    put_published(scripted.another);
+    die();
+    cr_assert_eq(scripted.another->result.outcome, TSPOOL_OUTCOME_PUBLISHED);
+    cr_assert_eq(result()->outcome, TSPOOL_OUTCOME_FAILED);
+    cr_assert_eq(result()->failure.error, ESTALE);
 }
 
 /* Given up meanwhile ------------------------------------------------------------------------------------------------- */
