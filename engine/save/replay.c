@@ -76,6 +76,49 @@ bool answer_is_retried(struct supervisor *supervisor, struct tspool_save *save, 
     return false;
 }
 
+/* One name ------------------------------------------------------------------------------------------------------------- */
+
+/* Until its end a begun save is ahead of what replays behind it; one that recovers may turn out to be published. */
+bool begin_waits(const struct tspool_save *save)
+{
+    const struct tspool_save *other = save->roster->first;
+
+    for (; other != save; other = other->next_active)
+        if ((other->state == SAVE_SUBMITTED || other->state == SAVE_RECOVERING) && strcmp(other->name, save->name) == 0)
+            return true;
+    for (other = save->next_active; other && save->attempt.number > 1; other = other->next_active)
+        if ((other->state == SAVE_BEGUN || other->state == SAVE_RECOVERING) && strcmp(other->name, save->name) == 0)
+            return true;
+    return false;
+}
+
+/* Waiting for one that still needs slots could be for ever: this save holds some, and its caller may fill spans in any order. A
+ * writer that leaves refuses such a one anyway. */
+static bool is_outrun(const struct supervisor *supervisor, const struct tspool_save *save)
+{
+    const struct tspool_save *later = save->next_active;
+
+    for (; later && !supervisor->link.is_retiring; later = later->next_active)
+        if (later->state == SAVE_BEGUN && !save_is_copied(later) && strcmp(later->name, save->name) == 0)
+            return true;
+    return false;
+}
+
+void replay_supersede(struct tspool_save *save)
+{
+    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
+    struct tspool_save *earlier = save->roster->first;
+
+    for (; earlier != save; earlier = earlier->next_active) {
+        if ((earlier->state != SAVE_SUBMITTED && earlier->state != SAVE_RECOVERING) || strcmp(earlier->name, save->name) != 0)
+            continue;
+        failure_set(&failure, TSPOOL_STAGE_WRITER, ESTALE, FAILURE_AT(.operation = "replay", .path = save->name),
+                    "a later save of the same name was published while this one waited for another attempt; before: %.220s",
+                    earlier->state == SAVE_RECOVERING ? earlier->intended.cause : earlier->result.retry_cause);
+        save_give_up(earlier, &failure);
+    }
+}
+
 /* Records ------------------------------------------------------------------------------------------------------------- */
 
 /* Adds a sentence to the cause. */
@@ -128,40 +171,11 @@ static bool replay_is_refused(const struct supervisor *supervisor, const struct 
         deaths_describe(max_u64(save->deaths, supervisor->deaths), &save->intended, failure);
     else if (save->recovery.left)
         left_describe(save, failure);
+    else if (is_outrun(supervisor, save))
+        failure_add(failure, "a later save of the same name is on its way, so that this one is not tried again");
     else
         return false;
     return true;
-}
-
-/* One name ------------------------------------------------------------------------------------------------------------- */
-
-/* Until its end a begun save is ahead of what replays behind it; one that recovers may turn out to be published. */
-bool begin_waits(const struct tspool_save *save)
-{
-    const struct tspool_save *other = save->roster->first;
-
-    for (; other != save; other = other->next_active)
-        if ((other->state == SAVE_SUBMITTED || other->state == SAVE_RECOVERING) && strcmp(other->name, save->name) == 0)
-            return true;
-    for (other = save->next_active; other && save->attempt.number > 1; other = other->next_active)
-        if ((other->state == SAVE_BEGUN || other->state == SAVE_RECOVERING) && strcmp(other->name, save->name) == 0)
-            return true;
-    return false;
-}
-
-void replay_supersede(struct tspool_save *save)
-{
-    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
-    struct tspool_save *earlier = save->roster->first;
-
-    for (; earlier != save; earlier = earlier->next_active) {
-        if ((earlier->state != SAVE_SUBMITTED && earlier->state != SAVE_RECOVERING) || strcmp(earlier->name, save->name) != 0)
-            continue;
-        failure_set(&failure, TSPOOL_STAGE_WRITER, ESTALE, FAILURE_AT(.operation = "replay", .path = save->name),
-                    "a later save of the same name was published while this one waited for another attempt; before: %.220s",
-                    earlier->state == SAVE_RECOVERING ? earlier->intended.cause : earlier->result.retry_cause);
-        save_give_up(earlier, &failure);
-    }
 }
 
 /* The next one ---------------------------------------------------------------------------------------------------------- */
@@ -191,10 +205,29 @@ static void replay_begin(struct tspool_save *save)
         save_restage(save);
 }
 
+/* At the line's end now: a later save of its name may hold the slots that this one needs, and is published after it. */
+static bool is_outrun_in_line(const struct tspool_save *save)
+{
+    const struct tspool_save *later = save->next_active;
+
+    while (later && strcmp(later->name, save->name) != 0)
+        later = later->next_active;
+    return later != NULL;
+}
+
 void save_restage(struct tspool_save *save)
 {
+    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
+
     if (save->copying > 0)
         return; /* the last one wakes us */
+    if (is_outrun_in_line(save)) {
+        failure_set(&failure, TSPOOL_STAGE_WRITER, ESTALE, FAILURE_AT(.operation = "replay", .path = save->name),
+                    "a later save of the same name is on its way, so that this one is not copied again; before: %.220s",
+                    save->result.retry_cause);
+        save_give_up(save, &failure);
+        return;
+    }
     save_free_slots(save);
     memset(save->chunks, CHUNK_WAITING, save_plan(save)->chunk_count);
     save->taken = save->staged_count = save->staged_sent = 0;

@@ -573,6 +573,18 @@ Test(replay, later_save_of_the_same_name_that_fails_lets_the_earlier_one_go_on)
     assert_published(2);
 }
 
+/* It holds slots that the other may need to get anywhere. */
+Test(replay, later_save_of_the_same_name_that_still_stages_is_not_waited_for)
+{
+    scripted_stage_all(&scripted);
+    scripted_submit_another(&scripted, scripted.save->name);
+    scripted_told(&scripted, MESSAGE_BEGIN);
+    scripted_say_failed(&scripted, EIO, TSPOOL_STAGE_SYNC);
+    cr_assert_eq(result()->outcome, TSPOOL_OUTCOME_FAILED);
+    cr_assert_eq(result()->failure.error, EIO);
+    cr_assert(strstr(result()->failure.message, "later save of the same name"), "%s", result()->failure.message);
+}
+
 Test(replay, two_saves_of_one_name_begin_again_in_their_order)
 {
     begin_two_of_one_name();
@@ -677,6 +689,20 @@ Test(replay_larger, death_before_staged_is_restaged_from_the_callers_tensors)
         pass_one(chunk);
     cr_assert_eq(result()->level, TSPOOL_STAGED);
     assert_published(2);
+}
+
+/* The later one may have the slots by now, and is published after it. */
+Test(replay_larger, restaging_yields_to_a_later_save_of_the_same_name)
+{
+    scripted_init_larger(&scripted, TSPOOL_STAGING_BACKGROUND);
+    scripted_begin(&scripted);
+    pass_one(0);
+    scripted_submit_another(&scripted, scripted.save->name);
+    die();
+    cr_assert_eq(result()->outcome, TSPOOL_OUTCOME_FAILED);
+    cr_assert_eq(result()->failure.error, ESTALE);
+    cr_assert(strstr(result()->failure.message, "was scripted to die"), "%s", result()->failure.message);
+    cr_assert_eq(scripted.another->result.outcome, TSPOOL_OUTCOME_PENDING);
 }
 
 /* A thread has a chunk in hand, and may need a slot for it that no writer would ever release. */
