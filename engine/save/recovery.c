@@ -24,6 +24,7 @@ static void look_begin(struct recovery *recovery, bool at_hidden)
 {
     recovery->at_hidden = at_hidden;
     recovery->sight = SIGHT_NONE;
+    recovery->seen_size = 0;
     recovery->step = LOOK_OPEN;
 }
 
@@ -51,6 +52,19 @@ static void look_end(struct recovery *recovery)
     recovery->step = recovery->left ? RECOVERY_DONE : SWEEP_OPEN;
 }
 
+/* A read may bring less than was asked for: only the end of the file says that there is no more. */
+static void advance_read(struct recovery *recovery, int64_t result)
+{
+    if (result > 0)
+        recovery->seen_size += (size_t)result;
+    if (result > 0 && recovery->seen_size < recovery->front_size)
+        return; /* reads on */
+    recovery->sight = result < 0 ? SIGHT_ERROR
+                    : recovery->front_size > 0 && recovery->seen_size == recovery->front_size
+                          && memcmp(recovery->seen, recovery->front, recovery->front_size) == 0 ? SIGHT_OURS : SIGHT_OTHER;
+    recovery->step = LOOK_CLOSE_MANIFEST;
+}
+
 static void advance_look(struct recovery *recovery, int64_t result)
 {
     switch (recovery->step) {
@@ -70,10 +84,7 @@ static void advance_look(struct recovery *recovery, int64_t result)
         recovery->step = result >= 0 ? LOOK_READ : LOOK_CLOSE;
         return;
     case LOOK_READ:
-        recovery->sight = result < 0 ? SIGHT_ERROR
-                        : recovery->front_size > 0 && (size_t)result == recovery->front_size
-                              && memcmp(recovery->seen, recovery->front, recovery->front_size) == 0 ? SIGHT_OURS : SIGHT_OTHER;
-        recovery->step = LOOK_CLOSE_MANIFEST;
+        advance_read(recovery, result);
         return;
     case LOOK_WAIT:
         recovery->sight = SIGHT_ERROR; /* unless the read says better */
@@ -183,7 +194,8 @@ static void compose(struct recovery *recovery, struct io *io, struct op *op)
         op->kind = OP_OPEN, op->handle = recovery->directory, op->name = MANIFEST_NAME, op->flags = OPEN_READ;
         return;
     case LOOK_READ:
-        op->kind = OP_READ, op->handle = recovery->file, op->memory = recovery->seen, op->size = recovery->front_size;
+        op->kind = OP_READ, op->handle = recovery->file, op->file_offset = recovery->seen_size;
+        op->memory = recovery->seen + recovery->seen_size, op->size = recovery->front_size - recovery->seen_size;
         return;
     case LOOK_WAIT:
         op->kind = OP_TIMER, op->deadline_ns = io_now(io) + BUSY_NS;

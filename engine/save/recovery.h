@@ -47,7 +47,8 @@ struct recovery {
     char hidden[HIDDEN_NAME_MAX + 1], part[SHARD_FILE_NAME_MAX + 1];
     const char *front;             /* how our manifest begins; NULL: none was sent */
     size_t front_size;
-    char *seen;                    /* front_size bytes */
+    char *seen;                    /* front_size bytes, of which seen_size were read */
+    size_t seen_size;
     struct io_list list;
     size_t list_position;
     unsigned pauses;               /* since the lock was refused first */

@@ -178,6 +178,22 @@ Test(recovery, read_that_is_one_too_many_waits_for_its_turn)
     io_destroy(narrow);
 }
 
+/* Taken for another's, a published checkpoint would be called failed. */
+Test(recovery, short_read_is_read_on)
+{
+    struct recovery recovery = { .in_flight = false };
+    struct completion completion;
+
+    put("step", "tspool.manifest.json", ours);
+    cr_assert_eq(recovery_start(&recovery, io, RECOVERY_SWEEPS, root_fd, "step", id, 0, ours, sizeof(ours) - 1), 0);
+    while (recovery.in_flight) {
+        cr_assert_eq(io_wait(io, &completion, 1, IO_FOREVER), 1);
+        recovery_step(&recovery, io, recovery.step == LOOK_READ && completion.result > 7 ? 7 : completion.result);
+    }
+    recovery_deinit(&recovery);
+    cr_assert_eq(recovery.outcome, RECOVERY_PUBLISHED);
+}
+
 /* Killed but in the kernel: it may be inside the rename. What stands under the name is told, nothing else is touched. */
 Test(recovery, looks_and_touches_nothing_while_the_writer_may_be_alive)
 {
