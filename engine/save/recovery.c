@@ -91,9 +91,11 @@ static void advance_look(struct recovery *recovery, int64_t result)
         recovery->step = result == 0 ? LOOK_READ : LOOK_CLOSE_MANIFEST;
         return;
     case LOOK_CLOSE_MANIFEST:
+        recovery->file = -1;
         recovery->step = LOOK_CLOSE;
         return;
     case LOOK_CLOSE:
+        recovery->directory = -1;
         look_end(recovery);
         return;
     case SYNC_ROOT:
@@ -157,10 +159,20 @@ static void advance_sweep(struct recovery *recovery, int64_t result)
             recovery->step = SWEEP_CLOSE_PART;
         return;
     case SWEEP_CLOSE_PART:
+        recovery->file = -1;
         recovery->step = SWEEP_CLOSE;
         return;
     case SWEEP_CLOSE:
+        recovery->directory = -1;
         recovery->step = recovery->left ? RECOVERY_DONE : SWEEP_REMOVE;
+        return;
+    case STOP_CLOSE_FILE:
+        recovery->file = -1;
+        recovery->step = STOP_CLOSE;
+        return;
+    case STOP_CLOSE:
+        recovery->directory = -1;
+        recovery->step = RECOVERY_DONE;
         return;
     case SWEEP_REMOVE:
         if (result < 0 && result != -ENOENT)
@@ -202,10 +214,12 @@ static void compose(struct recovery *recovery, struct io *io, struct op *op)
         return;
     case LOOK_CLOSE_MANIFEST:
     case SWEEP_CLOSE_PART:
+    case STOP_CLOSE_FILE:
         op->kind = OP_CLOSE, op->handle = recovery->file;
         return;
     case LOOK_CLOSE:
     case SWEEP_CLOSE:
+    case STOP_CLOSE:
         op->kind = OP_CLOSE, op->handle = recovery->directory;
         return;
     case SYNC_ROOT:
@@ -239,7 +253,8 @@ static void compose(struct recovery *recovery, struct io *io, struct op *op)
 
 static bool is_needless(const struct recovery *recovery)
 {
-    return recovery->step == SWEEP_CLOSE_PART && recovery->file < 0;
+    return ((recovery->step == SWEEP_CLOSE_PART || recovery->step == STOP_CLOSE_FILE) && recovery->file < 0)
+        || (recovery->step == STOP_CLOSE && recovery->directory < 0);
 }
 
 /* Submits the op of the current step; one that is refused counts as failed. But the backend takes only so many reads at a time,
@@ -249,6 +264,8 @@ static void run(struct recovery *recovery, struct io *io)
     while (recovery->step != RECOVERY_DONE) {
         int error = 0;
 
+        if (recovery->stopping && recovery->step < STOP_CLOSE_FILE)
+            recovery->step = STOP_CLOSE_FILE;
         if (!is_needless(recovery)) {
             compose(recovery, io, &recovery->op);
             error = io_submit(io, &recovery->op);
@@ -285,6 +302,15 @@ void recovery_step(struct recovery *recovery, struct io *io, int64_t result)
     recovery->in_flight = false;
     advance(recovery, result);
     run(recovery, io);
+}
+
+void recovery_stop(struct recovery *recovery, struct io *io)
+{
+    if (!recovery->in_flight || recovery->stopping)
+        return;
+    recovery->stopping = true;
+    if (recovery->op.kind == OP_TIMER)
+        io_cancel(io, &recovery->op);
 }
 
 void recovery_deinit(struct recovery *recovery)

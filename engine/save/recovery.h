@@ -29,6 +29,7 @@ enum recovery_step {
     SYNC_ROOT,
     SWEEP_OPEN, SWEEP_OPEN_PART, SWEEP_LOCK, SWEEP_PAUSE, SWEEP_LIST, SWEEP_UNLINK, SWEEP_CLOSE_PART, SWEEP_CLOSE,
     SWEEP_REMOVE,
+    STOP_CLOSE_FILE, STOP_CLOSE,   /* recovery_stop: what is open is closed, and nothing else is begun */
     RECOVERY_DONE
 };
 
@@ -41,8 +42,8 @@ struct recovery {
     enum recovery_step step;
     enum recovery_outcome outcome;
     enum recovery_sight name_sight, hidden_sight, sight;
-    bool at_hidden;
-    int root, directory, file;
+    bool at_hidden, stopping;
+    int root, directory, file;     /* the latter two -1 while they are not open */
     const char *name;              /* the save's; outlives the recovery */
     char hidden[HIDDEN_NAME_MAX + 1], part[SHARD_FILE_NAME_MAX + 1];
     const char *front;             /* how our manifest begins; NULL: none was sent */
@@ -61,6 +62,8 @@ int recovery_start(struct recovery *recovery, struct io *io, enum recovery_mode 
                    const uint8_t save_id[16], uint32_t rank, const char *front, size_t front_size);
 /* The recovery's op completed. Submits the next, or sets `outcome`. */
 void recovery_step(struct recovery *recovery, struct io *io, int64_t result);
+/* Nobody waits for it any more: it ends with the op in flight, which is cut short where it only waits. */
+void recovery_stop(struct recovery *recovery, struct io *io);
 void recovery_deinit(struct recovery *recovery);
 
 #endif

@@ -232,6 +232,19 @@ static void retirement_due(struct supervisor *supervisor, uint64_t now_ns)
     link->due_ns = now_ns + supervisor->settings.heartbeat_ns;
 }
 
+/* The io is about to go; what recoveries have open goes before it. True while one is in flight, whose op io_destroy would wait
+ * for as well. */
+static bool recoveries_stop(struct supervisor *supervisor)
+{
+    bool any = false;
+
+    for (struct tspool_save *save = supervisor->roster->first; save; save = save->next_active) {
+        recovery_stop(&save->recovery, supervisor->io);
+        any |= save->recovery.in_flight;
+    }
+    return any;
+}
+
 /* Wishes, deaths and deadlines, whatever woke us. */
 static void act(struct supervisor *supervisor)
 {
@@ -250,7 +263,7 @@ static void act(struct supervisor *supervisor)
         roster->close_sent = true; /* nobody to tell */
         roster_changed(roster);
     }
-    supervisor->done = roster->want_stop;
+    supervisor->done = roster->want_stop && !recoveries_stop(supervisor);
 }
 
 static uint64_t next_due(const struct supervisor *supervisor)

@@ -194,6 +194,45 @@ Test(recovery, short_read_is_read_on)
     cr_assert_eq(recovery.outcome, RECOVERY_PUBLISHED);
 }
 
+static unsigned open_handles(void)
+{
+    DIR *directory = opendir("/proc/self/fd");
+    unsigned count = 0;
+
+    while (readdir(directory))
+        count++;
+    closedir(directory);
+    return count;
+}
+
+/* The spool is closed while a save is looked after: its directory must not stay open in the application for ever. */
+Test(recovery, stopped_halfway_closes_what_it_opened)
+{
+    struct recovery recovery = { .in_flight = false };
+    struct completion completion;
+    unsigned before;
+    char path[300];
+    int fd;
+
+    put(hidden, "tspool.part-00001", "");
+    snprintf(path, sizeof(path), "%s/tspool.part-00001", hidden);
+    fd = openat(root_fd, path, O_RDONLY);
+    cr_assert_eq(flock(fd, LOCK_EX), 0); /* it comes as far as waiting for the lock */
+    before = open_handles();
+    cr_assert_eq(recovery_start(&recovery, io, RECOVERY_SWEEPS, root_fd, "step", id, 0, ours, sizeof(ours) - 1), 0);
+    while (recovery.in_flight) {
+        if (recovery.step == SWEEP_PAUSE)
+            recovery_stop(&recovery, io);
+        cr_assert_eq(io_wait(io, &completion, 1, IO_FOREVER), 1);
+        recovery_step(&recovery, io, completion.result);
+    }
+    recovery_deinit(&recovery);
+    cr_assert_eq(recovery.pauses, 1);
+    cr_assert_eq(open_handles(), before);
+    cr_assert(stands(path));
+    close(fd);
+}
+
 /* Killed but in the kernel: it may be inside the rename. What stands under the name is told, nothing else is touched. */
 Test(recovery, looks_and_touches_nothing_while_the_writer_may_be_alive)
 {
