@@ -635,6 +635,7 @@ Test(replay, save_past_its_deadline_gets_no_other_attempt)
     scripted_turn(&scripted);
     cr_assert_eq(result()->outcome, TSPOOL_OUTCOME_FAILED);
     cr_assert_eq(result()->failure.error, ETIMEDOUT);
+    cr_assert_eq(save_error(scripted.save), -ETIME, "-ETIMEDOUT means: not yet");
     cr_assert(strstr(result()->failure.message, "not durable"), "%s", result()->failure.message);
 }
 
