@@ -1,6 +1,8 @@
 /* save/recovery.c - see recovery.h.
  *
  *   look at <name>:   ours -> sync the root: PUBLISHED; then sweep the hidden directory, which holds the exchanged old one
+ *                     absent, and all of ours stands under its final names in the hidden directory -> renamed onto the name:
+ *                     where exchange is refused the old one was put aside before, and sweeping would leave neither
  *                     not ours or absent -> look at the hidden directory: another's manifest there is an old checkpoint
  *                     that was put aside and must stay; else sweep it: ABSENT
  *                     cannot be looked at -> UNCLEAR, nothing is removed
@@ -47,6 +49,10 @@ static void look_end(struct recovery *recovery)
     }
     recovery->hidden_sight = recovery->sight;
     recovery->outcome = RECOVERY_ABSENT;
+    if (recovery->sight == SIGHT_OURS && recovery->name_sight == SIGHT_NONE && recovery->name_is_free) {
+        recovery->step = FINISH_OPEN;
+        return;
+    }
     recovery->left = recovery->sight == SIGHT_OTHER || recovery->sight == SIGHT_ERROR;
     recovery->left_error = recovery->sight == SIGHT_ERROR ? EIO : 0;
     recovery->step = recovery->left ? RECOVERY_DONE : SWEEP_OPEN;
@@ -65,6 +71,18 @@ static void advance_read(struct recovery *recovery, int64_t result)
     recovery->step = LOOK_CLOSE_MANIFEST;
 }
 
+/* Files lose their ".partial" together, and only once all of them were synced: then none has it any more. */
+static bool list_is_whole(const struct io_list *list)
+{
+    for (size_t i = 0; i < list->count; i++) {
+        size_t length = strlen(list->names[i]), suffix = strlen(PARTIAL_SUFFIX);
+
+        if (part_name_is(list->names[i]) || (length > suffix && strcmp(list->names[i] + length - suffix, PARTIAL_SUFFIX) == 0))
+            return false;
+    }
+    return true;
+}
+
 static void advance_look(struct recovery *recovery, int64_t result)
 {
     switch (recovery->step) {
@@ -73,6 +91,7 @@ static void advance_look(struct recovery *recovery, int64_t result)
         recovery->step = LOOK_OPEN_MANIFEST;
         if (result < 0) {
             /* ENOTDIR, ELOOP: somebody's file of that name; not ours. */
+            recovery->name_is_free |= result == -ENOENT && !recovery->at_hidden;
             recovery->sight = result == -ENOENT ? SIGHT_NONE
                             : result == -ENOTDIR || result == -ELOOP ? SIGHT_OTHER : SIGHT_ERROR;
             look_end(recovery);
@@ -97,6 +116,28 @@ static void advance_look(struct recovery *recovery, int64_t result)
     case LOOK_CLOSE:
         recovery->directory = -1;
         look_end(recovery);
+        return;
+    case FINISH_OPEN:
+        recovery->directory = (int)result;
+        recovery->step = result < 0 ? SWEEP_OPEN : FINISH_LIST;
+        return;
+    case FINISH_LIST:
+        recovery->is_whole = result >= 0 && list_is_whole(&recovery->list);
+        recovery->step = recovery->is_whole ? FINISH_SYNC : FINISH_CLOSE;
+        return;
+    case FINISH_SYNC:
+        if (result < 0)
+            recovery->outcome = RECOVERY_UNCLEAR; /* whoever opens it next may still put it there */
+        recovery->step = FINISH_CLOSE;
+        return;
+    case FINISH_CLOSE:
+        recovery->directory = -1;
+        io_list_free(&recovery->list);
+        recovery->step = recovery->outcome == RECOVERY_UNCLEAR ? RECOVERY_DONE : recovery->is_whole ? FINISH_RENAME : SWEEP_OPEN;
+        return;
+    case FINISH_RENAME:
+        recovery->outcome = result < 0 ? RECOVERY_UNCLEAR : recovery->outcome;
+        recovery->step = result < 0 ? RECOVERY_DONE : SYNC_ROOT;
         return;
     case SYNC_ROOT:
         recovery->outcome = result < 0 ? RECOVERY_UNCLEAR : RECOVERY_PUBLISHED;
@@ -218,9 +259,23 @@ static void compose(struct recovery *recovery, struct io *io, struct op *op)
         op->kind = OP_CLOSE, op->handle = recovery->file;
         return;
     case LOOK_CLOSE:
+    case FINISH_CLOSE:
     case SWEEP_CLOSE:
     case STOP_CLOSE:
         op->kind = OP_CLOSE, op->handle = recovery->directory;
+        return;
+    case FINISH_OPEN:
+        op->kind = OP_OPEN, op->handle = recovery->root, op->name = recovery->hidden, op->flags = OPEN_READ | OPEN_DIRECTORY;
+        return;
+    case FINISH_LIST:
+        op->kind = OP_LIST, op->handle = recovery->directory, op->list = &recovery->list;
+        return;
+    case FINISH_SYNC:
+        op->kind = OP_FSYNC, op->handle = recovery->directory;
+        return;
+    case FINISH_RENAME:
+        op->kind = OP_RENAME, op->handle = op->to_handle = recovery->root, op->name = recovery->hidden;
+        op->to_name = recovery->name;
         return;
     case SYNC_ROOT:
         op->kind = OP_FSYNC, op->handle = recovery->root;

@@ -26,6 +26,7 @@ enum recovery_mode {
 
 enum recovery_step {
     LOOK_OPEN, LOOK_OPEN_MANIFEST, LOOK_READ, LOOK_WAIT, LOOK_CLOSE_MANIFEST, LOOK_CLOSE, /* name, then hidden directory */
+    FINISH_OPEN, FINISH_LIST, FINISH_SYNC, FINISH_CLOSE, FINISH_RENAME, /* ours is whole, and nothing has the name */
     SYNC_ROOT,
     SWEEP_OPEN, SWEEP_OPEN_PART, SWEEP_LOCK, SWEEP_PAUSE, SWEEP_LIST, SWEEP_UNLINK, SWEEP_CLOSE_PART, SWEEP_CLOSE,
     SWEEP_REMOVE,
@@ -43,6 +44,7 @@ struct recovery {
     enum recovery_outcome outcome;
     enum recovery_sight name_sight, hidden_sight, sight;
     bool at_hidden, stopping;
+    bool name_is_free, is_whole;   /* free: nothing has the name, not even an empty directory */
     int root, directory, file;     /* the latter two -1 while they are not open */
     const char *name;              /* the save's; outlives the recovery */
     char hidden[HIDDEN_NAME_MAX + 1], part[SHARD_FILE_NAME_MAX + 1];

@@ -30,6 +30,8 @@ static const char ORDER[] = "of two saves of one name the one that was staged la
 static const char IMMUTABLE[] = "no byte of a published file ever changes";
 /* The slot is overwritten at once; a write in flight that still counts would be spoilt. */
 static const char ARENA[] = "no arena chunk is reused while a write that will count is in flight";
+/* Writers die, hang, get SIGTERM, and nothing else strikes: a state that fits the arena is published by a later attempt. */
+static const char REPLAYED[] = "what is still in the arena survives its writers";
 static const char ALL_WELL[] = "with faults off everything commits and nothing stray is left";
 static const char OTHERS[] = "what is not ours is neither touched nor lost";
 static const char NO_LEAK[] = "no handle leaks";
@@ -267,6 +269,7 @@ static void save_look_at(struct sim_pair *pair, unsigned number)
     if (result->level < save->level)
         pair_broken(pair, ONCE, "save %u fell from level %u to %u", number, save->level, result->level);
     save->level = result->level;
+    save->replayable = save->handle->replayable;
     if (!save->turn && result->level >= TSPOOL_STAGED)
         save->turn = ++pair->turns;
     if (!save->acknowledged && (result->level >= TSPOOL_DURABLE || result->outcome == TSPOOL_OUTCOME_PUBLISHED))
@@ -302,7 +305,8 @@ void judge_describe(const struct sim_pair *pair, FILE *out)
 void judge_death(struct sim_pair *pair)
 {
     for (unsigned i = 0; i < pair->story.save_count; i++)
-        pair->saves[i].staged_at_death = pair->saves[i].handle && !pair->saves[i].resolved && pair->saves[i].level >= TSPOOL_STAGED;
+        pair->saves[i].staged_at_death = pair->saves[i].handle && !pair->saves[i].resolved && pair->saves[i].level >= TSPOOL_STAGED
+                                         && !(pair->closing && pair->story.close_aborts);
 }
 
 /* Closing ------------------------------------------------------------------------------------------------------------ */
@@ -450,12 +454,20 @@ static void stray_check(struct sim_pair *pair, const char *rule)
 
 #define KIND(kind) (1u << (kind))
 #define HARMLESS KIND(STORY_SHORT)
+#define DEATHS (KIND(STORY_WRITER_KILLED) | KIND(STORY_WRITER_HANGS) | KIND(STORY_WRITER_TERMED))
+#define DEATHS_MAX 4u /* then one more writer is not started any more */
+
+static void foreign_check(struct sim_pair *pair)
+{
+    uint32_t inode;
+
+    if (sim_disk_walk(sim_world_disk(pair->world), SIM_ROOT, PAIR_ROOT "/step-1/" STORY_FOREIGN, &inode))
+        pair_broken(pair, OTHERS, STORY_FOREIGN " was lost when its checkpoint was replaced");
+}
 
 /* Nothing struck, nobody aborted: a save that did not commit is wrong. */
 static void all_well_check(struct sim_pair *pair)
 {
-    uint32_t inode;
-
     if (pair->report.power_cut || story_has_other_than(&pair->story, HARMLESS))
         return;
     for (unsigned i = 0; i < pair->story.save_count; i++) {
@@ -466,8 +478,26 @@ static void all_well_check(struct sim_pair *pair)
             pair_broken(pair, ALL_WELL, "save %u did not commit: %s", i, save->message);
     }
     stray_check(pair, ALL_WELL);
-    if (sim_disk_walk(sim_world_disk(pair->world), SIM_ROOT, PAIR_ROOT "/step-1/" STORY_FOREIGN, &inode))
-        pair_broken(pair, OTHERS, STORY_FOREIGN " was lost when its checkpoint was replaced");
+    foreign_check(pair);
+}
+
+/* Four deaths in a row are survived; a hang takes a heartbeat, which a deadline may not leave. */
+static bool must_survive(const struct sim_pair *pair, const struct pair_save *save)
+{
+    if (!save->submitted || !save->replayable || save->aborted || save->story->refused || save->cut_short)
+        return false;
+    return !save->story->deadline_ns || !story_has(&pair->story, STORY_WRITER_HANGS);
+}
+
+static void replays_check(struct sim_pair *pair)
+{
+    if (pair->report.power_cut || pair->report.trainer_died || story_has_other_than(&pair->story, HARMLESS | DEATHS)
+        || pair->report.writers > DEATHS_MAX)
+        return;
+    for (unsigned i = 0; i < pair->story.save_count; i++)
+        if (must_survive(pair, &pair->saves[i]) && pair->saves[i].outcome != TSPOOL_OUTCOME_PUBLISHED)
+            pair_broken(pair, REPLAYED, "save %u ended as %d: %s", i, pair->saves[i].outcome, pair->saves[i].message);
+    foreign_check(pair);
 }
 
 /* The trainer died of nothing but SIGKILL. */
@@ -483,6 +513,22 @@ static void orphans_check(struct sim_pair *pair)
             pair_broken(pair, ORPHAN, "save %u was staged and did not commit", i);
     }
     stray_check(pair, ORPHAN);
+}
+
+/* Whatever struck: a file of others is in some checkpoint still, or in what was one. */
+static void foreign_search(struct sim_pair *pair)
+{
+    const struct sim_disk *disk = sim_world_disk(pair->world);
+    const struct sim_entries *names;
+    uint32_t root, file;
+
+    if (sim_disk_find(disk, SIM_ROOT, PAIR_ROOT + 1, &root))
+        abort();
+    names = &disk->inodes[root].names_now;
+    for (size_t i = 0; i < names->count; i++)
+        if (sim_disk_find(disk, names->items[i].inode, STORY_FOREIGN, &file) == 0)
+            return;
+    pair_broken(pair, OTHERS, STORY_FOREIGN " is gone");
 }
 
 static void resolutions_check(struct sim_pair *pair)
@@ -509,6 +555,9 @@ void judge_end(struct sim_pair *pair)
         pair_broken(pair, OTHERS, "%s was moved", story_names[STORY_OTHER]);
     disk_check(pair);
     resolutions_check(pair);
+    if (!pair->report.power_cut)
+        foreign_search(pair);
     all_well_check(pair);
+    replays_check(pair);
     orphans_check(pair);
 }

@@ -41,7 +41,7 @@ struct pair_save {
     const struct sim_state *state;
     uint8_t save_id[16];
     struct tspool_save *handle;  /* NULL: not begun, or freed */
-    bool submitted, acknowledged, resolved, staged_at_death, aborted, cut_short; /* cut_short: given up by tspool_close */
+    bool submitted, replayable, acknowledged, resolved, staged_at_death, aborted, cut_short; /* cut_short: given up by tspool_close */
     uint32_t level;
     unsigned turn;               /* the how-manieth that was STAGED; 0: not yet */
     enum tspool_outcome outcome;
@@ -77,7 +77,7 @@ struct sim_pair {
     struct arena *arena;
     struct tspool *spool;        /* NULL: closed */
     struct sim_thread *program, *supervisor_thread;
-    bool trainer_dead, trainer_over, supervisor_over;
+    bool trainer_dead, trainer_over, supervisor_over, closing;
     struct pair_launcher launcher;
     struct pair_writer *writers;
     struct pair_save saves[STORY_SAVES_MAX];

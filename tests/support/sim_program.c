@@ -148,6 +148,7 @@ static void spool_close(struct sim_pair *pair)
     int result;
 
     judge_slots(pair);
+    pair->closing = true;
     report.mode = pair->story.close_aborts ? TSPOOL_CLOSE_ABORT : TSPOOL_CLOSE_LEAVE;
     result = tspool_close(pair->spool, pair->story.close_ns, &report);
     pair->spool = NULL;

@@ -84,6 +84,26 @@ Test(recovery, sweeps_what_was_not_published)
 }
 
 /* Death between the rename and its report: FAILED would be a lie. */
+/* Where exchange is refused the old one is put aside first: a writer that dies just then has left the name to nobody. */
+Test(recovery, puts_a_whole_one_under_its_name_when_nothing_has_it)
+{
+    struct recovery recovery;
+
+    put(hidden, MANIFEST_NAME, ours);
+    put(hidden, "model.safetensors", "bytes");
+    recovery = recover();
+    cr_assert_eq(recovery.outcome, RECOVERY_PUBLISHED);
+    cr_assert(stands("step/" MANIFEST_NAME) && stands("step/model.safetensors") && !stands(hidden));
+}
+
+Test(recovery, sweeps_one_whose_files_do_not_all_have_their_names)
+{
+    put(hidden, MANIFEST_NAME, ours);
+    put(hidden, "model.safetensors" PARTIAL_SUFFIX, "bytes");
+    cr_assert_eq(recover().outcome, RECOVERY_ABSENT);
+    cr_assert(!stands("step") && !stands(hidden));
+}
+
 Test(recovery, knows_its_own_checkpoint_and_keeps_it)
 {
     put("step", "tspool.manifest.json", ours);
