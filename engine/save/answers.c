@@ -30,7 +30,7 @@ static int answer_ready(struct supervisor *supervisor, const struct message_read
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;
     struct roster *roster = supervisor->roster;
 
-    if (supervisor->link.state != LINK_GREETING)
+    if (supervisor->link.state == LINK_UP)
         return -EPROTO;
     if (ready->error) {
         failure_set(&failure, TSPOOL_STAGE_WRITER, ready->error, FAILURE_AT(.operation = "start"), "%s", ready->note);
@@ -46,6 +46,8 @@ static int answer_ready(struct supervisor *supervisor, const struct message_read
         link_end(&supervisor->link, supervisor->io, &failure);
         return 0;
     }
+    if (supervisor->link.state != LINK_GREETING)
+        return 0; /* it died, or was too late, with that on its lips */
     supervisor->link.state = LINK_UP;
     supervisor->link.was_up = true;
     supervisor->link.ready = *ready;

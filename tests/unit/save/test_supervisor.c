@@ -153,6 +153,28 @@ Test(supervisor, refuses_a_writer_of_another_version)
     cr_assert_eq(scripted.starts, 1);
 }
 
+/* A writer that cannot serve says why and ends; whether its death is seen before its words are read is chance. */
+Test(supervisor, hears_the_refusal_of_a_writer_whose_death_was_seen_first)
+{
+    struct completion completion, words = { .op = NULL };
+    struct message ready;
+
+    scripted_told(&scripted, MESSAGE_HELLO);
+    message_init(&ready, MESSAGE_READY, NULL);
+    ready.ready.error = EROFS;
+    strcpy(ready.ready.note, "the root is read-only");
+    scripted_say(&scripted, &ready);
+    cr_assert_eq(io_wait(scripted.io, &words, 1, IO_FOREVER), 1); /* in hand, not yet looked at */
+    scripted_die(&scripted);
+    cr_assert_eq(io_wait(scripted.io, &completion, 1, IO_FOREVER), 1);
+    supervisor_step(&scripted.supervisor, &completion);
+    supervisor_step(&scripted.supervisor, &words);
+    scripted_turn(&scripted);
+    cr_assert_eq(scripted.roster.presence, WRITER_REFUSED);
+    cr_assert_eq(scripted.roster.writer_failure.error, EROFS);
+    cr_assert(strstr(scripted.roster.writer_failure.message, "the root is read-only"));
+}
+
 /* Messages queued before a death are still facts. */
 Test(supervisor, reads_a_dead_writer_out_before_it_judges)
 {
