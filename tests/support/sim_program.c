@@ -11,6 +11,7 @@
 
 #define SPANS_OUT 3u
 #define SUBMIT_TRIES 6u
+#define OPEN_TRIES 8u
 
 static void failure_note(struct pair_save *save, int error, const struct tspool_failure *failure)
 {
@@ -129,6 +130,23 @@ static void *worker_main(void *argument)
     return NULL;
 }
 
+/* As tspool_open waits for the writer's handshake; where it would fail the trainer opens again. */
+static bool open_await(struct sim_pair *pair)
+{
+    struct roster *roster = &pair->spool->roster;
+
+    pthread_mutex_lock(&roster->lock);
+    for (unsigned tries = 0; tries < OPEN_TRIES && roster->presence != WRITER_SERVING && !pair->trainer_dead; tries++) {
+        roster->want_writer = true;
+        roster->presence = WRITER_ABSENT;
+        roster_wake(roster);
+        while (roster->presence != WRITER_SERVING && roster->presence != WRITER_REFUSED && !pair->trainer_dead)
+            roster_wait(roster, UINT64_MAX);
+    }
+    pthread_mutex_unlock(&roster->lock);
+    return roster->presence == WRITER_SERVING;
+}
+
 static void workers_run(struct sim_pair *pair)
 {
     struct worker workers[STORY_SAVES_MAX];
@@ -163,7 +181,8 @@ void *program_main(void *argument)
 {
     struct sim_pair *pair = argument;
 
-    workers_run(pair);
+    if (open_await(pair))
+        workers_run(pair);
     spool_close(pair);
     if (!pair->trainer_dead) {
         judge_exit(pair);
