@@ -72,15 +72,17 @@ static void advance_read(struct recovery *recovery, int64_t result)
 }
 
 /* Files lose their ".partial" together, and only once all of them were synced: then none has it any more. */
-static bool list_is_whole(const struct io_list *list)
+static bool is_whole(const struct recovery *recovery)
 {
+    const struct io_list *list = &recovery->list;
+
     for (size_t i = 0; i < list->count; i++) {
         size_t length = strlen(list->names[i]), suffix = strlen(PARTIAL_SUFFIX);
 
         if (part_name_is(list->names[i]) || (length > suffix && strcmp(list->names[i] + length - suffix, PARTIAL_SUFFIX) == 0))
             return false;
     }
-    return true;
+    return recovery->are_all_there && recovery->are_all_there(recovery->op.owner, list);
 }
 
 static void advance_look(struct recovery *recovery, int64_t result)
@@ -122,7 +124,7 @@ static void advance_look(struct recovery *recovery, int64_t result)
         recovery->step = result < 0 ? SWEEP_OPEN : FINISH_LIST;
         return;
     case FINISH_LIST:
-        recovery->is_whole = result >= 0 && list_is_whole(&recovery->list);
+        recovery->is_whole = result >= 0 && is_whole(recovery);
         recovery->step = recovery->is_whole ? FINISH_SYNC : FINISH_CLOSE;
         return;
     case FINISH_SYNC:
@@ -338,12 +340,12 @@ static void run(struct recovery *recovery, struct io *io)
 int recovery_start(struct recovery *recovery, struct io *io, enum recovery_mode mode, int root, const char *name,
                    const uint8_t save_id[16], uint32_t rank, const char *front, size_t front_size)
 {
-    void *owner = recovery->op.owner;
+    const struct recovery given = *recovery;
     char *seen = malloc(front_size ? front_size : 1);
 
     if (!seen)
         return -ENOMEM;
-    *recovery = (struct recovery){ .op.owner = owner, .mode = mode, .root = root, .directory = -1, .file = -1, .name = name,
+    *recovery = (struct recovery){ .op.owner = given.op.owner, .are_all_there = given.are_all_there, .mode = mode, .root = root, .directory = -1, .file = -1, .name = name,
                                    .front = front, .front_size = front_size, .seen = seen };
     hidden_name_make(name, save_id, recovery->hidden);
     part_name_make(rank, recovery->part);

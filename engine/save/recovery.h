@@ -37,7 +37,9 @@ enum recovery_step {
 enum recovery_sight { SIGHT_NONE, SIGHT_OURS, SIGHT_OTHER, SIGHT_ERROR };
 
 struct recovery {
-    struct op op;
+    struct op op;                  /* its owner, and are_all_there, are set before recovery_start */
+    /* Is every file of the save among these names? A sweep of its writer's may have been cut short. NULL: never. */
+    bool (*are_all_there)(const void *owner, const struct io_list *names);
     bool in_flight;
     enum recovery_mode mode;
     enum recovery_step step;

@@ -9,6 +9,7 @@
 #include <save/save.h>
 #include <save/stager.h>
 #include <save/supervisor.h>
+#include <save/texts.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -39,6 +40,8 @@ static void staging_pause(struct tspool_save *save)
             save_free_slot(save, chunk);
 }
 
+static bool are_all_there(const void *save, const struct io_list *names) { return texts_are_all_there(save, names); }
+
 void attempt_end(struct supervisor *supervisor, struct tspool_save *save, const struct tspool_failure *why, enum attempt_end end)
 {
     save->state = SAVE_RECOVERING;
@@ -53,6 +56,7 @@ void attempt_end(struct supervisor *supervisor, struct tspool_save *save, const 
         save_stop_staging(save);
     save->recovery_due_ns = io_now(supervisor->io) + RECOVERY_PATIENCE_NS;
     save->recovery.op.owner = save;
+    save->recovery.are_all_there = are_all_there;
     if (recovery_start(&save->recovery, supervisor->io, end == ATTEMPT_HELD ? RECOVERY_LOOKS : RECOVERY_SWEEPS,
                        supervisor->settings.root_fd, save->name, save->attempt.save_id, save->rank, save->manifest_front,
                        save->manifest_front_size) < 0)

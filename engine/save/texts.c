@@ -11,6 +11,7 @@
 #include <format/digests.h>
 #include <format/index.h>
 #include <format/manifest.h>
+#include <io/io.h>
 #include <stdlib.h>
 #include <string.h>
 #include <wire/sheet.h>
@@ -33,6 +34,27 @@ static const char *declared_name(const struct tspool_save *save, uint32_t index)
 
     state_dict_tensor(save->layout->dict, index, &tensor);
     return tensor.name;
+}
+
+static bool has_name(const struct io_list *names, const char *name)
+{
+    for (size_t i = 0; i < names->count; i++)
+        if (strcmp(names->names[i], name) == 0)
+            return true;
+    return false;
+}
+
+bool texts_are_all_there(const struct tspool_save *save, const struct io_list *names)
+{
+    const struct plan *plan = save_plan(save);
+    char objects[SHARD_FILE_NAME_MAX + 1];
+
+    objects_name_make(save->rank, objects);
+    for (uint32_t i = 0; i < plan->file_count; i++)
+        if (!has_name(names, plan->files[i].name))
+            return false;
+    return (save->object_size == 0 || has_name(names, objects)) && (!wants_index(plan) || has_name(names, INDEX_NAME))
+        && has_name(names, DIGESTS_NAME) && has_name(names, MANIFEST_NAME);
 }
 
 static int index_compose(struct texts *texts)

@@ -9,4 +9,8 @@
  * change after submit. */
 int texts_compose(struct tspool_save *save, uint64_t sequence, uint64_t time_seconds, struct tspool_failure *failure);
 
+/* Is every file that the save makes among these names? */
+struct io_list;
+bool texts_are_all_there(const struct tspool_save *save, const struct io_list *names);
+
 #endif

@@ -54,9 +54,11 @@ static void put(const char *directory, const char *name, const char *text)
 
 static bool stands(const char *name) { return faccessat(root_fd, name, F_OK, 0) == 0; }
 
+static bool two_files(const void *owner, const struct io_list *names) { return names->count == 2; }
+
 static struct recovery recover_as(enum recovery_mode mode)
 {
-    struct recovery recovery = { .in_flight = false };
+    struct recovery recovery = { .are_all_there = two_files };
     struct completion completion;
 
     cr_assert_eq(recovery_start(&recovery, io, mode, root_fd, "step", id, 0, ours, sizeof(ours) - 1), 0);
@@ -100,6 +102,14 @@ Test(recovery, sweeps_one_whose_files_do_not_all_have_their_names)
 {
     put(hidden, MANIFEST_NAME, ours);
     put(hidden, "model.safetensors" PARTIAL_SUFFIX, "bytes");
+    cr_assert_eq(recover().outcome, RECOVERY_ABSENT);
+    cr_assert(!stands("step") && !stands(hidden));
+}
+
+/* What its writer had failed to write was being removed when it died. */
+Test(recovery, sweeps_one_of_which_a_file_is_missing)
+{
+    put(hidden, MANIFEST_NAME, ours);
     cr_assert_eq(recover().outcome, RECOVERY_ABSENT);
     cr_assert(!stands("step") && !stands(hidden));
 }
