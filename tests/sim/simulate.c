@@ -134,6 +134,7 @@ int main(int argc, char **argv)
             return 2;
         }
     }
+    setvbuf(stdout, NULL, _IOLBF, 0); /* what was found is told at once */
     if (one != UINT64_MAX) {
         seed_tell(one, left_out);
         return 0;
