@@ -1,0 +1,127 @@
+"""File systems of our own on loop devices, and what can be done to one: filled, frozen, shut down, remounted.
+
+They are mounted in a mount namespace of the test process: whatever becomes of it, the kernel unmounts them and frees the
+loop devices with the last process that sees them.
+"""
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+
+import pytest
+
+KINDS = ("ext4", "xfs", "btrfs")
+MIB = 1 << 20
+FREEZE, THAW, SHUT_DOWN = 0xC0045877, 0xC0045878, 0x8004587D
+WITHOUT_LOG = 2   # a shutdown that drops what is not on the device yet, as a power cut does
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
+
+
+def namespace_enter():
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS) < 0 or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) < 0:
+        raise OSError(ctypes.get_errno(), "no mount namespace of our own")
+
+
+def needs(*programs):
+    for program in programs:
+        if not shutil.which(program):
+            pytest.skip(f"{program} is not installed")
+
+
+def run(*command):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise OSError(errno.EIO, f"{' '.join(map(str, command))}: {done.stderr.strip()}")
+
+
+def workplace():
+    """A folder for images: in memory where there is room, because thousands of fsyncs are on the way."""
+    shared = "/dev/shm"
+    roomy = os.path.isdir(shared) and shutil.disk_usage(shared).free > 2 << 30
+    return tempfile.mkdtemp(prefix="tspool-faults-", dir=os.environ.get("TSPOOL_TEST_DIR") or (shared if roomy else None))
+
+
+class Filesystem:
+    def __init__(self, folder, kind, mib=512, options=(), make_options=(), image=None):
+        needs(f"mkfs.{kind}", "mount", "umount", "losetup")
+        self.kind, self.options = kind, options
+        self.image = image or f"{folder}/{kind}.img"
+        self.path = tempfile.mkdtemp(prefix=f"{kind}-", dir=folder)
+        with open(self.image, "wb") as file:
+            file.truncate(mib * MIB)
+        run(f"mkfs.{kind}", "-q", *make_options, self.image)
+        self.mounted = False
+        self.mount()
+        self.root = f"{self.path}/runs"
+        os.mkdir(self.root)
+        os.chmod(self.root, 0o777)
+
+    def mount(self):
+        run("mount", "-t", self.kind, "-o", ",".join(("loop", *self.options)), self.image, self.path)
+        self.mounted = True
+
+    def umount(self):
+        """Waits for the writers that still have it; a file system that is shut down lets go of them as well."""
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                run("umount", self.path)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    run("umount", "-l", self.path)
+                    self.mounted = False
+                    raise
+                time.sleep(0.05)
+        self.mounted = False
+
+    def again(self):
+        """Unmounted and mounted: the log is replayed, and only what the device holds is left."""
+        self.umount()
+        self.mount()
+
+    def destroy(self):
+        if self.mounted:
+            with contextlib.suppress(OSError):
+                self._ioctl(THAW, 0)
+            self.umount()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.image)
+        os.rmdir(self.path)
+
+    def _ioctl(self, request, argument):
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(handle, request, struct.pack("I", argument))
+        finally:
+            os.close(handle)
+
+    @contextlib.contextmanager
+    def frozen(self):
+        self._ioctl(FREEZE, 0)
+        try:
+            yield
+        finally:
+            self._ioctl(THAW, 0)
+
+    def shut_down(self):
+        self._ioctl(SHUT_DOWN, WITHOUT_LOG)
+
+    def free(self):
+        status = os.statvfs(self.path)
+        return status.f_bavail * status.f_frsize
+
+    def eat(self, name="eaten", leave=0):
+        """Takes all space but `leave`, with written bytes: a promise of blocks would not do on every file system."""
+        with open(f"{self.path}/{name}", "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while self.free() > leave:
+                file.write(bytes(max(4096, min(MIB, self.free() - leave) // 4096 * 4096)))
+                if self.kind == "btrfs":
+                    os.fsync(file.fileno())   # its count of free bytes moves with transactions

@@ -1,0 +1,254 @@
+"""Writer and trainer are killed, stopped and asked to end, at every event of a save and at random moments.
+
+Whatever is struck: what was acknowledged stands and holds its bytes; what was not is whole or absent; what a writer leaves
+it sweeps or gc does; nobody waits for ever.
+
+    python3 test_kills.py --kills 5000 --seed 7        (with the environment that meson gives; see meson.build)
+"""
+import os
+import random
+import re
+import signal
+import sys
+import time
+
+try:
+    import pytest
+except ImportError as missing:
+    print(f"skipped: {missing}")
+    sys.exit(77)
+
+from trainer import (Trainer, assert_gc_leaves_nothing_stray, assert_record, assert_whole, send, stop, strays, tspool, visible)
+
+EVENTS = ("planned", "staged", "written", "durable", "published")
+KILLS_IN_SUITE = 80
+LIVES_BETWEEN_LOOKS = 3
+LONGEST_S = 0.02   # a save of this size takes less: kills fall before, into and after it
+
+
+class Account:
+    """What a root must hold: checkpoints that were acknowledged, and names whose end nobody told."""
+
+    def __init__(self, root):
+        self.root, self.acknowledged, self.open = root, {}, {}
+
+    def note(self, events):
+        for event in events:
+            name = event.get("name")
+            if not name:
+                continue
+            step = int(name[-6:])
+            if event["event"] == "published":
+                self.acknowledged[name] = step
+                self.open.pop(name, None)
+            elif event["event"] in ("failed", "refused"):
+                self.open.pop(name, None)
+            else:
+                self.open[name] = step
+
+    def settle(self, keep=5):
+        """With no process left: everything acknowledged is whole, what stands besides is whole and was on its way."""
+        standing = visible(self.root)
+        for name in standing:
+            assert name in self.acknowledged or name in self.open, f"{name} stands, and was said to have failed"
+        missing = set(self.acknowledged) - set(standing)
+        assert not missing, f"acknowledged and gone: {missing}"
+        self.acknowledged.update({name: self.open[name] for name in standing if name in self.open})
+        self.open = {}
+        assert_whole(self.root, self.acknowledged)
+        assert_gc_leaves_nothing_stray(self.root, keep)
+        kept = sorted(self.acknowledged)[-keep:]
+        assert visible(self.root) == kept
+        self.acknowledged = {name: self.acknowledged[name] for name in kept}
+
+    def next_step(self):
+        return max((*self.acknowledged.values(), *self.open.values(), 0)) + 1
+
+
+def name_of(step):
+    return f"step-{step:06}"
+
+
+def advance_to(trainer, event, step):
+    """Has a save reach that event, with its staging held by us until then; the last event seen."""
+    seen = trainer.ask(f"begin {name_of(step)} {step}")
+    if event != "planned" and seen["event"] == "planned":
+        trainer.tell("fill")
+        seen = trainer.until("staged")
+        if event != "staged" and seen["event"] == "staged":
+            trainer.tell("finish 2")
+            seen = trainer.until(event)
+    return seen
+
+
+def finish(trainer, event):
+    """The end of the save that `event` was seen of."""
+    if event == "planned":
+        trainer.tell("fill")
+        if trainer.until("staged")["event"] != "staged":
+            return trainer.events[-1]
+    if event in ("planned", "staged"):
+        trainer.tell("finish 2")
+    return trainer.events[-1] if event == "published" else trainer.until()
+
+
+SAID = {signal.SIGKILL: re.compile("killed by signal 9"), signal.SIGTERM: re.compile("SIGTERM|exited with status 0|is ending")}
+
+
+def assert_resolved(end, signal_text):
+    """A save whose writer went: replayed, or failed with a record that says so."""
+    assert end["event"] in ("published", "failed", "refused"), end
+    if end["event"] != "published":
+        assert end["error"] and end["stage"] and signal_text.search(end["message"]), end
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_writer_struck_at_every_event(root, number):
+    account = Account(root)
+    with Trainer(root) as trainer:
+        writer = trainer.open()
+        for event in EVENTS:
+            step = account.next_step()
+            seen = advance_to(trainer, event, step)
+            assert seen["event"] == event, seen
+            send(seen["writer_pid"] or writer, number)
+            end = finish(trainer, event)
+            assert_resolved(end, SAID[number])
+            if number == signal.SIGTERM and event != "planned":
+                assert end["event"] == "published", "SIGTERM finishes what is staged"
+            after = trainer.save(name_of(step + 1), step + 1)
+            assert_resolved(after, SAID[number])   # it may have begun with the old one
+            account.note(trainer.events)
+        assert trainer.close()["returned"] == 0
+        trainer.await_writers()
+    assert strays(root) == []
+    account.settle()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_trainer_struck_at_every_event(root, number):
+    account = Account(root)
+    for event in EVENTS:
+        with Trainer(root) as trainer:
+            trainer.open()
+            step = account.next_step()
+            seen = advance_to(trainer, event, step)
+            assert seen["event"] == event, seen
+            send(trainer.pid, number)
+            trainer.rest()
+            assert trainer.status() == -number
+            trainer.await_writers()
+            account.note(trainer.events)
+        assert (name_of(step) in visible(root)) == (event != "planned"), f"{event}: staged is finished, unstaged is swept"
+        assert strays(root) == [], f"{event}: {strays(root)}"
+        account.settle()
+
+
+def test_both_killed_at_every_event(root):
+    account = Account(root)
+    for turn, event in enumerate(EVENTS * 2):
+        with Trainer(root) as trainer:
+            writer = trainer.open()
+            seen = advance_to(trainer, event, account.next_step())
+            assert seen["event"] == event, seen
+            for pid in (writer, trainer.pid) if turn % 2 else (trainer.pid, writer):
+                send(pid, signal.SIGKILL)
+            trainer.rest()
+            trainer.status()
+            trainer.await_writers()
+            account.note(trainer.events)
+        account.settle()
+
+
+@pytest.mark.parametrize("who", ["writer", "trainer"])
+def test_stopped_and_continued_at_every_event(root, who):
+    """Longer than the heartbeat allows a silent writer, in the trainer's case: it must not judge by a clock that stood."""
+    account = Account(root)
+    with Trainer(root, *(["heartbeat_ms=200"] if who == "trainer" else [])) as trainer:
+        writer = trainer.open()
+        for event in EVENTS:
+            step = account.next_step()
+            seen = advance_to(trainer, event, step)
+            assert seen["event"] == event, seen
+            if stop(writer if who == "writer" else trainer.pid):
+                time.sleep(0.3 if who == "trainer" else 0.02)
+                send(writer if who == "writer" else trainer.pid, signal.SIGCONT)
+            end = finish(trainer, event)
+            assert end["event"] == "published" and end["attempts"] == 1, end
+            account.note(trainer.events)
+        assert trainer.close()["returned"] == 0
+    assert strays(root) == []
+    account.settle()
+
+
+def test_stopped_writer_is_taken_for_hung(root):
+    account = Account(root)
+    with Trainer(root, "heartbeat_ms=150") as trainer:
+        for step, event in enumerate(("planned", "staged"), 1):
+            writer = trainer.open() if step == 1 else trainer.ask(f"save {name_of(9)} 9") and trainer.until()["writer_pid"]
+            seen = advance_to(trainer, event, step)
+            assert seen["event"] == event, seen
+            if not stop(writer):
+                continue
+            end = finish(trainer, event)
+            assert_resolved(end, re.compile("silent for 150 ms"))
+            account.note(trainer.events)
+        trainer.close()
+        trainer.await_writers()
+    assert strays(root) == []
+    account.settle()
+
+
+# Random moments -----------------------------------------------------------------------------------------------------------
+
+def strike(chance, trainer, writer):
+    """What happens to whom; True when the trainer is dead of it."""
+    number = chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP))
+    victims = chance.choice((*[["writer"]] * 6, ["trainer"], ["writer", "trainer"], ["trainer", "writer"]))
+    for victim in victims:
+        pid = writer if victim == "writer" else trainer.pid
+        if number == signal.SIGSTOP:
+            if stop(pid):
+                time.sleep(chance.uniform(0, 0.01))
+                send(pid, signal.SIGCONT)
+        else:
+            send(pid, number)
+    return "trainer" in victims and number != signal.SIGSTOP
+
+
+def one_life(root, account, chance):
+    """A trainer that saves on and on until it is struck dead, with its writer struck now and then; the number of strikes."""
+    strikes, dead = 0, False
+    with Trainer(root, f"io={chance.choice(('uring', 'threads'))}") as trainer:
+        writer = trainer.open()
+        trainer.tell(f"run {account.next_step()} 1000000")
+        while not dead:
+            for _ in range(chance.randrange(1, 12)):
+                writer = trainer.event().get("writer_pid") or writer
+            time.sleep(chance.uniform(0, LONGEST_S))
+            dead = strike(chance, trainer, writer)
+            strikes += 1
+        trainer.rest()
+        trainer.status()
+        trainer.await_writers()
+        account.note(trainer.events)
+    return strikes
+
+
+def test_struck_at_random_moments(root, kind, pytestconfig):
+    kills = pytestconfig.getoption("--kills") or KILLS_IN_SUITE
+    seed = pytestconfig.getoption("--seed")
+    chance, account, done, lives = random.Random(f"{seed} {kind}"), Account(root), 0, 0
+    while done < kills:
+        try:
+            done += one_life(root, account, chance)
+            lives += 1
+            if lives % LIVES_BETWEEN_LOOKS == 0 or done >= kills:
+                account.settle()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, {kind}, after {done} strikes: {error}") from error
+    print(f"{kind}: {done} strikes, {lives} trainers, {account.next_step() - 1} saves")
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main(["-q", "-rs", "-p", "no:cacheprovider", __file__, *sys.argv[1:]]))
