@@ -47,11 +47,11 @@ static int64_t message_send(const struct op *op)
     return sent < 0 ? -errno : sent;
 }
 
-/* Moves the received descriptors into op->fds; with `keep` false, or when there is no room, closes them. */
-static void descriptors_take(struct op *op, struct msghdr *message, bool keep)
+/* Moves the received descriptors into op->fds; with `keep` false, or when there is no room, closes them. How many there were. */
+static size_t descriptors_take(struct op *op, struct msghdr *message, bool keep)
 {
     struct cmsghdr *header;
-    size_t count;
+    size_t count, all = 0;
     int fd;
 
     op->fd_count = 0;
@@ -59,6 +59,7 @@ static void descriptors_take(struct op *op, struct msghdr *message, bool keep)
         if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
             continue;
         count = (header->cmsg_len - CMSG_LEN(0)) / sizeof fd;
+        all += count;
         for (size_t i = 0; i < count; i++) {
             memcpy(&fd, CMSG_DATA(header) + i * sizeof fd, sizeof fd);
             if (keep && op->fd_count < OP_FDS_MAX)
@@ -67,6 +68,7 @@ static void descriptors_take(struct op *op, struct msghdr *message, bool keep)
                 close(fd);
         }
     }
+    return all;
 }
 
 /* ECONNRESET of a local socket says that the peer died with messages of ours unread. It is said once; what the peer had
@@ -92,14 +94,18 @@ static int64_t message_receive(struct op *op)
     struct iovec place = { op_place(op), op->size };
     struct msghdr message = { .msg_iov = &place, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control };
     ssize_t received = message_receive_raw(op->handle, &message);
+    size_t arrived;
     bool cut;
 
     op->fd_count = 0;
+    op->fds_lost = false;
     if (received < 0)
         return -errno;
     cut = message.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
-    descriptors_take(op, &message, received > 0 && !cut);
-    return cut ? -EMSGSIZE : received;
+    arrived = descriptors_take(op, &message, received > 0 && !cut);
+    /* Cut although our room was not used up: the kernel found no free number for the next one. */
+    op->fds_lost = (message.msg_flags & MSG_CTRUNC) && !(message.msg_flags & MSG_TRUNC) && arrived < OP_FDS_MAX;
+    return cut && !op->fds_lost ? -EMSGSIZE : received;
 }
 
 static int64_t watch(const struct op *op)

@@ -47,7 +47,8 @@ enum op_kind {
     OP_LIST,     /* directory `handle`: *list is filled with its names (no "." and ".."), sorted; owner frees */
     OP_SEND,     /* socket `handle`: memory place, size > 0, fds[0..fd_count) -> bytes; raises no SIGPIPE */
     OP_RECV,     /* socket `handle`: memory place, size > 0 -> bytes, fds filled (close-on-exec), fd_count set; 0 at end of
-                  * stream; -EMSGSIZE for a message that is longer or brings more descriptors: it is lost, none stays open.
+                  * stream; -EMSGSIZE for a message that is longer or brings more descriptors: it is lost, none stays open;
+                  * fds_lost: there was no room for the descriptors of this message (RLIMIT_NOFILE, fs.file-max), none stays.
                   * Tries at submit: one that is cancelled at once still brings what was queued */
     OP_WATCH,    /* handle becomes readable, or hung up (pidfd, eventfd) -> 0 */
     OP_TIMER,    /* deadline_ns -> 0 */
@@ -98,6 +99,7 @@ struct op {
     struct io_list *list;
     int fds[OP_FDS_MAX];
     unsigned fd_count;
+    bool fds_lost;
     int64_t (*compute)(void *argument);
     void *argument;
     void *owner;              /* the submitter's */

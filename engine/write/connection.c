@@ -63,7 +63,10 @@ static void message_received(struct writer *writer, const struct op *op, size_t 
         return;
     }
     fds_drop(writer, op);
-    writer_broken(writer);
+    if (error == 0 && op->fds_lost && message.kind == MESSAGE_BEGIN)
+        writer_cannot_begin(writer, &message.attempt, EMFILE);
+    else
+        writer_broken(writer);
 }
 
 /* No message, and there will be none: not a death yet where a pidfd tells of it. */

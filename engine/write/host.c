@@ -103,7 +103,9 @@ static int greeting_receive(int channel, struct greeting *greeting)
     if (size == 0)
         return -EPIPE;
     fds_take(greeting, &header);
-    error = header.msg_flags & (MSG_CTRUNC | MSG_TRUNC) ? -EBADMSG : greeting_check(greeting, bytes, (size_t)size);
+    error = header.msg_flags & MSG_TRUNC    ? -EBADMSG
+            : header.msg_flags & MSG_CTRUNC ? -EMFILE /* no more come with a HELLO than there is room for: none was free here */
+                                            : greeting_check(greeting, bytes, (size_t)size);
     if (error < 0)
         greeting_close(greeting);
     return error;

@@ -66,6 +66,8 @@ void writer_message(struct writer *writer, const struct message *message, const 
 void writer_drained(struct writer *writer);
 void writer_trainer_gone(struct writer *writer);  /* dead, or can never say anything again */
 void writer_terminated(struct writer *writer);    /* SIGTERM */
+/* Answers a BEGIN that no job can be made of. */
+void writer_cannot_begin(struct writer *writer, const struct attempt *attempt, int error);
 void writer_broken(struct writer *writer);        /* a message that makes no sense, or no memory to answer */
 
 /* True once saves that are not staged have no future. */

@@ -43,6 +43,11 @@ static void handles_close(struct writer *writer, const int *fds, unsigned count)
         writer_close_handle(writer, fds[i]);
 }
 
+void writer_cannot_begin(struct writer *writer, const struct attempt *attempt, int error)
+{
+    failure_answer(writer, attempt, error, failure_likely_cause(error));
+}
+
 static void begin(struct writer *writer, const struct message *message, const int *fds)
 {
     struct job *job;
@@ -58,7 +63,7 @@ static void begin(struct writer *writer, const struct message *message, const in
         return;
     }
     if (job_create(writer, message, fds, &job) < 0) {
-        failure_answer(writer, &message->attempt, ENOMEM, failure_likely_cause(ENOMEM));
+        writer_cannot_begin(writer, &message->attempt, ENOMEM);
         return;
     }
     if (writer->last_job)

@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -128,6 +129,36 @@ static void refuses_many_descriptors(struct fixture *fixture)
     pair_close(pair);
 }
 Test(messages, with_too_many_descriptors_are_refused_and_leave_nothing_open) { on_each_backend(NULL, refuses_many_descriptors); }
+
+/* The first free number is the last one allowed: of two descriptors one arrives. */
+static void tells_lost_descriptors(struct fixture *fixture)
+{
+    struct pair pair = pair_open();
+    char byte = 0;
+    struct op received = recv_op(pair.far, &byte, 1);
+    unsigned before = open_descriptors();
+    int first_free = dup(pair.near);
+    struct rlimit limit, tight;
+
+    close(first_free);
+    cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    tight = (struct rlimit){ (rlim_t)first_free + 1, limit.rlim_max };
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &tight), 0);
+    send_many_descriptors(pair.near, pair.near, 2, 1);
+    cr_assert_eq(io_call(fixture->io, &received), 1, "the message itself arrives");
+    cr_assert(received.fds_lost);
+    cr_assert_eq(received.fd_count, 0);
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    cr_assert_eq(open_descriptors(), before, "the one that arrived is closed");
+    send_many_descriptors(pair.near, pair.near, 2, 1);
+    cr_assert_eq(io_call(fixture->io, &received), 1);
+    cr_assert(!received.fds_lost);
+    cr_assert_eq(received.fd_count, 2);
+    close(received.fds[0]);
+    close(received.fds[1]);
+    pair_close(pair);
+}
+Test(messages, whose_descriptors_find_no_room_say_so) { on_each_backend(NULL, tells_lost_descriptors); }
 
 static void closes_descriptors_of_empty_messages(struct fixture *fixture)
 {
