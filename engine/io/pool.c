@@ -171,7 +171,8 @@ int pool_create(const struct pool_settings *settings, struct pool **pool, struct
         result = lane_start(&made->lanes[i], i, settings);
         if (result < 0)
             failure_set(failure, TSPOOL_STAGE_OPEN, -result, FAILURE_AT(.operation = "pthread_create"),
-                        "no more threads could be started: look at RLIMIT_NPROC (ulimit -u) and the cgroup's pids.max");
+                        "no thread could be started: look at RLIMIT_NPROC (ulimit -u), the cgroup's pids.max and RLIMIT_AS "
+                        "(ulimit -v)");
     }
     if (result < 0) {
         pool_destroy(made, &none);

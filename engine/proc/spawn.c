@@ -73,17 +73,27 @@ UNHOOKED static void child_reset_signals(void)
         syscall(SYS_rt_sigaction, signal, action, NULL, (size_t)KERNEL_SIGSET_BYTES);
 }
 
+/* A copy above what is arranged; F_DUPFD says EINVAL where the limit lies below. */
+UNHOOKED static long child_spare(long descriptor)
+{
+    long spare = syscall(SYS_fcntl, (int)descriptor, F_DUPFD, SPARE_FD);
+
+    if (spare < 0 && errno == EINVAL)
+        errno = EMFILE;
+    return spare;
+}
+
 /* 0 and 1: /dev/null; 2: as it is; 3: the channel; nothing above. */
 UNHOOKED static int child_arrange_descriptors(struct recipe *recipe)
 {
-    long channel = syscall(SYS_fcntl, recipe->channel_end, F_DUPFD, SPARE_FD);
-    long null = syscall(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR, 0), spare;
+    long channel = child_spare(recipe->channel_end), null, spare;
 
     if (channel < 0)
         return child_failed(recipe, "dup");
+    null = syscall(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR, 0);
     if (null < 0)
         return child_failed(recipe, "open /dev/null");
-    spare = syscall(SYS_fcntl, (int)null, F_DUPFD, SPARE_FD);
+    spare = child_spare(null);
     if (spare < 0)
         return child_failed(recipe, "dup");
     if (syscall(SYS_dup3, (int)spare, 0, 0) < 0 || syscall(SYS_dup3, (int)spare, 1, 0) < 0 ||

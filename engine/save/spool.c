@@ -243,7 +243,7 @@ static int supervisor_start(struct tspool *spool, int (*writer_run)(int channel)
     spool->roster.want_writer = true;
     error = thread_start(&spool->supervisor_thread, "tspool-super", spool->excluded_cpus, supervisor_main, spool);
     if (error < 0)
-        return failure_set(failure, TSPOOL_STAGE_OPEN, -error, FAILURE_AT(.operation = "thread"), NULL);
+        return failure_set(failure, TSPOOL_STAGE_OPEN, -error, FAILURE_AT(.operation = "thread"), THREAD_CAUSE);
     spool->has_supervisor = true;
     return 0;
 }

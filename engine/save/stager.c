@@ -214,7 +214,7 @@ int stager_init(struct stager *stager, struct roster *roster, struct arena *aren
         error = thread_start(&stager->threads[stager->thread_count], name, excluded_cpus, stager_main, stager);
         if (error < 0) {
             stager_deinit(stager);
-            return failure_set(failure, TSPOOL_STAGE_OPEN, -error, FAILURE_AT(.operation = "thread"), NULL);
+            return failure_set(failure, TSPOOL_STAGE_OPEN, -error, FAILURE_AT(.operation = "thread"), THREAD_CAUSE);
         }
     }
     return 0;

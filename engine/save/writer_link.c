@@ -103,7 +103,7 @@ static int thread_start_writer(struct writer_launcher *launcher, struct writer_h
     if (error < 0) {
         close(ends[0]);
         close(ends[1]);
-        return failure_set(failure, TSPOOL_STAGE_WRITER, -error, FAILURE_AT(.operation = "thread"), NULL);
+        return failure_set(failure, TSPOOL_STAGE_WRITER, -error, FAILURE_AT(.operation = "thread"), THREAD_CAUSE);
     }
     return 0;
 }
