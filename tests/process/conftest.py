@@ -65,6 +65,8 @@ def filesystem(folder, kind):
 @pytest.fixture
 def root(filesystem):
     yield filesystem.root
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.free_again()
     shutil.rmtree(filesystem.root)
     os.mkdir(filesystem.root)
     os.chmod(filesystem.root, 0o777)
