@@ -5,12 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct outgoing {
-    struct outgoing *next;
-    size_t size;
-    uint8_t bytes[];
-};
-
 static void receive_done(struct task *task, int64_t result);
 
 /* Receiving --------------------------------------------------------------------------------------------------------- */
@@ -147,7 +141,10 @@ static void first_drop(struct connection *connection)
     connection->first = first->next;
     if (!connection->first)
         connection->last = NULL;
-    free(first);
+    if (first == &connection->spare.outgoing)
+        connection->spare_is_queued = false;
+    else
+        free(first);
 }
 
 static void send_done(struct task *task, int64_t result)
@@ -162,6 +159,16 @@ static void send_done(struct task *task, int64_t result)
     send_next(writer);
 }
 
+static struct outgoing *outgoing_take(struct connection *connection, size_t size)
+{
+    struct outgoing *outgoing = malloc(sizeof(*outgoing) + size);
+
+    if (outgoing || connection->spare_is_queued)
+        return outgoing;
+    connection->spare_is_queued = true;
+    return &connection->spare.outgoing;
+}
+
 void connection_send(struct writer *writer, const struct message *message)
 {
     struct connection *connection = &writer->connection;
@@ -170,7 +177,7 @@ void connection_send(struct writer *writer, const struct message *message)
 
     if (connection->mute)
         return;
-    if (!(outgoing = malloc(sizeof(*outgoing) + size))) {
+    if (!(outgoing = outgoing_take(connection, size))) {
         connection->starved = true; /* a lost answer would leave the trainer waiting: better an end that it sees */
         return;
     }

@@ -9,17 +9,24 @@
 #include <wire/message.h>
 #include <write/task.h>
 
-struct outgoing;
+struct outgoing {
+    struct outgoing *next;
+    size_t size;
+    uint8_t bytes[];
+};
 
 struct connection {
     struct task receive, send, trainer, term;
     uint8_t received[sizeof(struct message) + 1]; /* one more than any message: a longer one shows */
     struct outgoing *first, *last;                /* the first is in flight while `sending` */
+    /* For an answer that no memory was left for: most likely it says just that. Free unless it is queued. */
+    union { struct outgoing outgoing; uint8_t room[sizeof(struct outgoing) + sizeof(struct message)]; } spare;
+    bool spare_is_queued;
     bool receiving, sending;
     bool draining;   /* only what is queued is received */
     bool last_look;  /* the receive in flight was cancelled at once */
     bool stream_over;/* nothing can be received any more */
-    bool starved;    /* there was no memory for an answer: the writer must end */
+    bool starved;    /* there was no memory for an answer, and the spare was queued: the writer must end */
     bool mute;       /* nothing can be sent any more */
 };
 

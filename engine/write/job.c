@@ -282,9 +282,29 @@ void job_expire(struct job *job)
 
 /* Ops -------------------------------------------------------------------------------------------------------------- */
 
-void job_submit(struct job *job, uint32_t file, void (*done)(struct task *task, int64_t result), const struct op *op)
+/* With the spare a rename is never given up for want of memory, nor its sync: they are alone in their states. */
+static struct task *task_take(struct job *job)
 {
     struct task *task = calloc(1, sizeof(*task));
+
+    if (task)
+        task->discard = task_free;
+    else if (!job->spare.job)
+        *(task = &job->spare) = (struct task){ .job = job };
+    return task;
+}
+
+static void task_put(struct task *task)
+{
+    if (task == &task->job->spare)
+        task->job = NULL;
+    else
+        free(task);
+}
+
+void job_submit(struct job *job, uint32_t file, void (*done)(struct task *task, int64_t result), const struct op *op)
+{
+    struct task *task = task_take(job);
 
     if (!task) {
         job_fail(job, ENOMEM, op_kind_name(op->kind), job->name, "%s", failure_likely_cause(ENOMEM));
@@ -295,7 +315,6 @@ void job_submit(struct job *job, uint32_t file, void (*done)(struct task *task, 
     task->writer = job->writer;
     task->job = job;
     task->file = file;
-    task->discard = task_free;
     job->pending++;
     tasks_submit(&job->writer->tasks, task);
 }
@@ -311,7 +330,7 @@ void job_task_end(struct task *task)
 {
     struct job *job = task->job;
 
-    free(task);
+    task_put(task);
     job_op_end(job);
 }
 

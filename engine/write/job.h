@@ -139,6 +139,7 @@ struct job {
     int directory, part_handle;           /* -1 */
     struct job_replaced replaced;
     struct job_counts counts;
+    struct task spare;                    /* for an op that no memory is left for; its job is NULL while it is free */
 };
 
 /* Takes the two handles, also when it fails. 0 or -ENOMEM. */
