@@ -45,7 +45,8 @@ int process_term_fd(void);
 /* A thread that blocks all signals and is called `name` (<= 15 bytes), kept off excluded CPUs ("0-3,8"; NULL: none). */
 int thread_start(pthread_t *thread, const char *name, const char *excluded_cpus, void *(*run)(void *), void *argument);
 /* For records: what keeps thread_start from one. */
-#define THREAD_CAUSE "no thread could be started: look at RLIMIT_NPROC (ulimit -u), the cgroup's pids.max and RLIMIT_AS (ulimit -v)"
+#define THREAD_CAUSE "no thread could be started: look at RLIMIT_NPROC (ulimit -u), the cgroup's pids.max and RLIMIT_AS " \
+                     "(ulimit -v)"
 int cpu_list_check(const char *list); /* 0 or -EINVAL */
 /* How many CPUs this process may use, less the excluded ones (NULL: none); 1 when it cannot be told. */
 unsigned cpu_count(const char *excluded_cpus);

@@ -64,8 +64,8 @@ class Filesystem:
             self.mount()
         except OSError as error:
             self.destroy()
-            pytest.skip(f"the kernel mounts no {kind} with the options loop,{','.join(options)}: {error.strerror.splitlines()[0][-60:]}"
-                        if not options else f"this kernel's {kind} has no {','.join(options)}")
+            pytest.skip(f"this kernel's {kind} has no {','.join(options)}" if options
+                        else f"no loop device with {kind} can be mounted: {error.strerror.splitlines()[-1]}")
         self.root = f"{self.path}/runs"
         os.mkdir(self.root)
         os.chmod(self.root, 0o777)

@@ -113,7 +113,7 @@ def quota_of(made):
         os.sync()
         run("btrfs", "qgroup", "limit", TOTAL * 3 // 2, made.path)
     elif made.kind == "xfs":
-        run("xfs_quota", "-x", "-c", "project -s -p {0} 7".format(made.root), "-c", f"limit -p bhard={TOTAL * 3 // 2} 7", made.path)
+        run("xfs_quota", "-x", "-c", f"project -s -p {made.root} 7", "-c", f"limit -p bhard={TOTAL * 3 // 2} 7", made.path)
     else:
         run("setquota", "-u", "0", "0", TOTAL * 3 // 2 // 1024, "0", "0", made.path)
 
