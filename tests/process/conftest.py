@@ -1,6 +1,6 @@
 """What the tests of real faults stand on: root, a mount namespace of their own, and file systems that can be hurt.
 
-test_commands.py and test_trainer_resume.py are programs of their own.
+test_commands.py, test_orphans.py and test_trainer_resume.py are programs of their own.
 """
 import contextlib
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from filesystems import KINDS, Filesystem, namespace_enter, workplace
 
-collect_ignore = ["test_commands.py", "test_trainer_resume.py"]
+collect_ignore = ["test_commands.py", "test_orphans.py", "test_trainer_resume.py"]
 
 
 def pytest_addoption(parser):

@@ -111,13 +111,15 @@ def test_writer_struck_at_every_event(root, number):
             step = account.next_step()
             seen = advance_to(trainer, event, step)
             assert seen["event"] == event, seen
-            send(seen["writer_pid"] or writer, number)
+            struck = seen["writer_pid"] or writer
+            send(struck, number)
             end = finish(trainer, event)
             assert_resolved(end, SAID[number])
             if number == signal.SIGTERM and event != "planned":
                 assert end["event"] == "published", "SIGTERM finishes what is staged"
             after = trainer.save(name_of(step + 1), step + 1)
             assert_resolved(after, SAID[number])   # it may have begun with the old one
+            trainer.await_writer(struck)
             account.note(trainer.events)
         assert trainer.close()["returned"] == 0
         trainer.await_writers()

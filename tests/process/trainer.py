@@ -115,10 +115,13 @@ class Trainer:
         except subprocess.TimeoutExpired:
             raise Hangs("the trainer does not end") from None
 
+    def await_writer(self, pid):
+        if pid in self.writers and not is_over(self.writers[pid], PATIENCE_S):
+            raise Hangs(f"writer {pid} does not end: {stack_of(pid)}")
+
     def await_writers(self):
-        for pid, handle in self.writers.items():
-            if not is_over(handle, PATIENCE_S):
-                raise Hangs(f"writer {pid} does not end: {stack_of(pid)}")
+        for pid in self.writers:
+            self.await_writer(pid)
 
     def rest(self):
         """What it said before it was killed."""
