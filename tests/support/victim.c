@@ -116,6 +116,7 @@ static void say_end_of_save(void)
     say_begin(names[result.outcome]);
     put_text("name", save_name);
     put(", \"level\": %u, \"attempts\": %u, \"writer_pid\": %d", result.level, result.attempts, tspool_writer_pid(spool));
+    put_text("retry_cause", result.retry_cause);
     put_failure(&result.failure);
     say_end();
 }
