@@ -89,6 +89,18 @@ class Filesystem:
                 time.sleep(0.05)
         self.mounted = False
 
+    def remount(self, option):
+        """A writer that has reported may still be closing files, which keep a file system from going read-only."""
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                run("mount", "-o", f"remount,{option}", self.path)
+                return
+            except OSError as error:
+                if "busy" not in error.strerror or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
     def again(self):
         """Unmounted and mounted: the log is replayed, and only what the device holds is left."""
         self.umount()

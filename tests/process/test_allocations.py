@@ -6,6 +6,7 @@ one allocation: the next save works.
 """
 import errno
 import os
+import shutil
 import sys
 
 try:
@@ -14,9 +15,10 @@ except ImportError as missing:
     print(f"skipped: {missing}")
     sys.exit(77)
 
-from trainer import ALLOCATIONS, Trainer, assert_older_loads, assert_whole, handicapped, strays, visible
+from trainer import ALLOCATIONS, Trainer, assert_whole, handicapped, strays, visible
 
 MORE_THAN_ENOUGH = 3000
+LIVES_BETWEEN_LOOKS = 20
 
 
 @pytest.fixture
@@ -45,19 +47,18 @@ def assert_says_memory(event):
     assert event["stage"] != "none" and event["cause"], event
 
 
-def life(root, *settings, **options):
-    """Open, save, save again, close; the records on the way."""
-    records, stands = [], {"older": 1}
+def life(root, number, stands, *settings, **options):
+    """Open, save, save again, close; what was published goes into `stands`. The records on the way: one at most."""
     with Trainer(root, *settings, **options) as trainer:
         before = trainer.ask("look")
         if before is None:
             return [{"event": "not started"}]
-        records.append(open_twice(trainer))
-        for name, step in (("first", 2), ("second", 3), ("third", 4)):
-            end = trainer.save(name, step)
+        records = [open_twice(trainer)]
+        for step in (2 * number, 2 * number + 1):
+            end = trainer.save(f"step-{step}", step)
             assert end, f"died: {trainer.status()}"
             if end["event"] == "published":
-                stands[name] = step
+                stands[f"step-{step}"] = step
             else:
                 assert_says_memory(end)
                 records.append(end)
@@ -70,11 +71,6 @@ def life(root, *settings, **options):
         assert trainer.status() == 0
         trainer.await_writers()
     assert visible(root) == sorted(stands) and strays(root) == [], (os.listdir(root), records)
-    assert_whole(root, stands)
-    for name in list(stands)[1:]:
-        for file in os.listdir(f"{root}/{name}"):
-            os.unlink(f"{root}/{name}/{file}")
-        os.rmdir(f"{root}/{name}")
     return records
 
 
@@ -89,28 +85,40 @@ def count_of(report):
             os.unlink(report)
 
 
-def sweep(attempt):
-    failed = []
+def look(root, stands):
+    """What was published meanwhile is whole, and makes room for more."""
+    assert_whole(root, stands)
+    for name in [name for name in stands if name != "older"]:
+        shutil.rmtree(f"{root}/{name}")
+        del stands[name]
+
+
+def sweep(root, attempt):
+    """attempt(number, stands) -> (records, how many allocations were made or None); the count, and the records of all."""
+    failed, stands = [], {"older": 1}
     for number in range(1, MORE_THAN_ENOUGH):
         try:
-            records, made = attempt(number)
+            records, made = attempt(number, stands)
         except AssertionError as error:
             raise AssertionError(f"allocation {number}: {error}") from error
+        failed += records
         if made is not None and made < number:
             assert not records, records
+            look(root, stands)
             return number - 1, failed
-        failed += records
+        if number % LIVES_BETWEEN_LOOKS == 0:
+            look(root, stands)
     raise AssertionError("no end of allocations")
 
 
 def test_in_the_trainer(older, folder):
     report = f"{folder}/allocations"
 
-    def attempt(number):
+    def attempt(number, stands):
         variables = {"LD_PRELOAD": ALLOCATIONS, "FAIL_ALLOCATION": str(number), "FAIL_REPORT": report}
-        return life(older, variables=variables), count_of(report)
+        return life(older, number, stands, variables=variables), count_of(report)
 
-    count, failed = sweep(attempt)
+    count, failed = sweep(older, attempt)
     print(f"{count} allocations, {len(failed)} records")
     assert len(failed) > 20
 
@@ -119,16 +127,15 @@ def test_in_the_trainer(older, folder):
 def test_in_the_writer(older, folder, io):
     report = f"{folder}/allocations"
 
-    def attempt(number):
+    def attempt(number, stands):
         with handicapped("--set", f"LD_PRELOAD={ALLOCATIONS}", "--set", f"FAIL_ALLOCATION={number}",
                          "--set", f"FAIL_REPORT={report}", once=True) as writer:
-            records = life(older, f"io={io}", writer=writer)
+            records = life(older, number, stands, f"io={io}", writer=writer)
         return records, count_of(report)
 
-    count, failed = sweep(attempt)
+    count, failed = sweep(older, attempt)
     print(f"{count} allocations, {len(failed)} records")
     assert len(failed) > 20
-    assert_older_loads(older)
 
 
 if __name__ == "__main__":

@@ -87,14 +87,14 @@ def test_read_only_from_now_on(make_filesystem, kind):
     with Trainer(made.root) as trainer:
         trainer.open()
         assert trainer.save("older", 1)["event"] == "published"
-        run("mount", "-o", "remount,ro", made.path)
+        made.remount("ro")
         end = trainer.save("refused", 2)
         assert_record(end, "EROFS", stage="prepare", operation="mkdir", path="refused", cause="read-only")
         assert_older_loads(made.root)
         trainer.close()
         refused = trainer.ask("open")
         assert_record(refused, "EROFS", stage="open", path=made.root, cause="read-only")
-        run("mount", "-o", "remount,rw", made.path)
+        made.remount("rw")
         trainer.open()
         assert trainer.save("after", 3)["event"] == "published"
         trainer.close()
@@ -110,7 +110,7 @@ def test_ext4_that_goes_read_only_in_mid_save(make_filesystem):
         assert trainer.ask("begin doomed 2")["event"] == "planned"
         while not strays(made.root):
             time.sleep(0.001)
-        run("mount", "-o", "remount,abort", made.path)
+        made.remount("abort")
         trainer.tell("fill")
         end = trainer.until("staged")
         if end["event"] == "staged":
