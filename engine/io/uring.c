@@ -156,6 +156,16 @@ static void uring_pool_event(struct uring *uring)
     loop_pool_done(&uring->loop);
 }
 
+/* Where the file cannot do a transfer without waiting the kernel hands it to a worker of its own, and cancels it when
+ * RLIMIT_NPROC or pids.max allows none. Nobody here ever cancels one: it is done by a thread that we have. */
+static void uring_transferred(struct uring *uring, struct op *op, int result)
+{
+    if (result == -ECANCELED)
+        pool_submit(uring->loop.pool, LANE_VERBS, op);
+    else
+        loop_transferred(&uring->loop, op, result);
+}
+
 static void uring_deliver(struct uring *uring, uint64_t tag, int result)
 {
     struct op *op = (struct op *)(uintptr_t)tag;
@@ -165,7 +175,7 @@ static void uring_deliver(struct uring *uring, uint64_t tag, int result)
     if (tag == TAG_POOL_EVENT)
         uring_pool_event(uring);
     else if (op->kind == OP_READ || op->kind == OP_WRITE)
-        loop_transferred(&uring->loop, op, result);
+        uring_transferred(uring, op, result);
     else
         loop_readied(&uring->loop, op, result < 0 ? result : 0);
 }

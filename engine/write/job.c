@@ -237,6 +237,8 @@ void job_fail_task(struct job *job, const struct task *task, int error)
 
     if (job->failed)
         return;
+    if (error == ECANCELED) /* a file server's, say: our own word for a writer that ends, after which the trainer awaits that */
+        error = EIO;
     job_task_path(task, path);
     there.path = path;
     job_set_failed(job, task->file < job->shard_count ? task->file : UINT32_MAX);

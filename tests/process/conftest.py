@@ -5,6 +5,7 @@ test_commands.py, test_orphans.py and test_trainer_resume.py are programs of the
 import contextlib
 import os
 import shutil
+import signal
 import sys
 
 import pytest
@@ -21,6 +22,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)   # a timeout of the suite's: fixtures clean up
     if os.geteuid() != 0:
         print("skipped: real faults are made by root only")
         sys.stdout.flush()
@@ -35,10 +37,8 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def folder():
-    path = workplace()
-    os.chmod(path, 0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    with workplace() as path:
+        yield path
 
 
 @pytest.fixture(scope="module", params=KINDS)

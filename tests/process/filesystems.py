@@ -43,11 +43,20 @@ def run(*command):
     return done.stdout.strip()
 
 
+@contextlib.contextmanager
 def workplace():
-    """A folder for images: in memory where there is room, because thousands of fsyncs are on the way."""
-    shared = "/dev/shm"
-    roomy = os.path.isdir(shared) and shutil.disk_usage(shared).free > 2 << 30
-    return tempfile.mkdtemp(prefix="tspool-faults-", dir=os.environ.get("TSPOOL_TEST_DIR") or (shared if roomy else None))
+    """A folder for images: in memory that goes with the namespace, because thousands of fsyncs are on the way."""
+    path = tempfile.mkdtemp(prefix="tspool-faults-", dir=os.environ.get("TSPOOL_TEST_DIR"))
+    in_memory = "TSPOOL_TEST_DIR" not in os.environ
+    os.chmod(path, 0o755)
+    if in_memory:
+        run("mount", "-t", "tmpfs", "-o", "size=2g,mode=755", "none", path)
+    try:
+        yield path
+    finally:
+        if in_memory:
+            run("umount", "-l", path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class Filesystem:

@@ -201,6 +201,44 @@ def test_stopped_writer_is_taken_for_hung(root):
     account.settle()
 
 
+# Larger than the arena ----------------------------------------------------------------------------------------------------
+
+LARGE = {"tensors": 8, "size": 6 << 20}
+LARGER_THAN_THE_ARENA = [f"tensors={LARGE['tensors']}", f"bytes={LARGE['size']}", f"arena={32 << 20}", f"rate={24 << 20}"]
+
+
+def test_writer_killed_before_a_state_larger_than_the_arena_is_staged(root):
+    """Chunks that were written are not in the arena any more: they are staged again from the tensors, which stand still."""
+    with Trainer(root, *LARGER_THAN_THE_ARENA) as trainer:
+        writer = trainer.open()
+        assert trainer.ask(f"save {name_of(1)} 1")["event"] == "asked"
+        while not strays(root):
+            time.sleep(0.001)
+        send(writer, signal.SIGKILL)
+        end = trainer.until()
+        assert_replayed(end, SAID[signal.SIGKILL])
+        assert end["attempts"] == 2, end
+        trainer.close()
+    assert strays(root) == []
+    assert_whole(root, {name_of(1): 1}, **LARGE)
+
+
+def test_writer_killed_after_a_state_larger_than_the_arena_was_staged(root):
+    """The trainer has changed its tensors since: the save fails, and says with how much memory it would not have."""
+    with Trainer(root, *LARGER_THAN_THE_ARENA) as trainer:
+        writer = trainer.open()
+        trainer.tell(f"save {name_of(1)} 1")
+        assert trainer.until("staged")["event"] == "staged"
+        send(writer, signal.SIGKILL)
+        end = trainer.until()
+        assert end["event"] == "failed" and "killed by signal 9" in end["message"], end
+        assert "arena_bytes of at least 67108864" in end["cause"], end
+        assert visible(root) == [] and strays(root) == []
+        assert trainer.save(name_of(2), 2)["event"] == "published"
+        trainer.close()
+    assert_whole(root, {name_of(2): 2}, **LARGE)
+
+
 # Random moments -----------------------------------------------------------------------------------------------------------
 
 def strike(chance, trainer, writer):

@@ -18,6 +18,7 @@ from trainer import (HANDICAP, Trainer, assert_older_loads, assert_record, asser
 
 MIB = 1 << 20
 NOBODY = 65534
+THREADS = errno.EAGAIN   # what pthread_create says, also when there is no memory for a stack
 IO_URING_DISABLED = "/proc/sys/kernel/io_uring_disabled"
 
 
@@ -114,10 +115,17 @@ def test_trainer_without_one_kind_of_descriptor(older, call, error):
     assert record and record["operation"] == call.rstrip("2"), record
 
 
+# Processes ----------------------------------------------------------------------------------------------------------------
+
+def test_trainer_with_each_number_of_processes(older):
+    """Threads count as well. Root is exempt, so it is somebody else's trainer."""
+    os.chmod(older, 0o777)
+    records = sweep(lambda most: one_try(older, errors=[THREADS], before=(*limited(f"nproc={most}"), "--user", str(NOBODY))),
+                    range(1, 60))
+    assert len(records) > 4 and all("RLIMIT_NPROC" in record["cause"] for record in records), records
+
+
 # Memory -------------------------------------------------------------------------------------------------------------------
-
-THREADS = errno.EAGAIN   # what pthread_create says when there is no memory for a stack
-
 
 def test_trainer_with_each_amount_of_address_space(older):
     sizes = [size * MIB for size in (*range(4, 100, 4), *range(100, 600, 10))]

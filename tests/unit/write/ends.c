@@ -386,6 +386,18 @@ Test(write, errors_of_writing_fail_the_save_and_leave_nothing)
     fails((struct fault){ OP_TRUNCATE, NULL, 0, EROFS, "truncate", "/model.safetensors.partial", TSPOOL_STAGE_SEAL });
 }
 
+/* ECANCELED means to the trainer that this writer is about to end. */
+Test(write, operation_that_was_cancelled_is_not_taken_for_the_writers_end)
+{
+    struct scene scene = { .tap = { .rule = { OP_WRITE, NULL, 0, 1, ECANCELED, 0, 1 } } };
+
+    scene_start(&scene, plain, false);
+    fake_stage_all(&scene.trainer, &scene.save);
+    cr_assert_eq(fake_await_end(&scene.trainer, &scene.save), MESSAGE_FAILED);
+    cr_expect_eq(scene.save.failure.error, EIO);
+    expect_nothing_stray(&scene);
+}
+
 Test(write, errors_of_committing_fail_the_save_and_leave_nothing)
 {
     fails((struct fault){ OP_FSYNC, NULL, 1, EIO, "fsync", ".partial", TSPOOL_STAGE_SYNC });
