@@ -207,25 +207,25 @@ LARGE = {"tensors": 8, "size": 6 << 20}
 LARGER_THAN_THE_ARENA = [f"tensors={LARGE['tensors']}", f"bytes={LARGE['size']}", f"arena={32 << 20}", f"rate={24 << 20}"]
 
 
-def test_writer_killed_before_a_state_larger_than_the_arena_is_staged(root):
+def test_writer_killed_before_a_state_larger_than_the_arena_is_staged(plain_root):
     """Chunks that were written are not in the arena any more: they are staged again from the tensors, which stand still."""
-    with Trainer(root, *LARGER_THAN_THE_ARENA) as trainer:
+    with Trainer(plain_root, *LARGER_THAN_THE_ARENA) as trainer:
         writer = trainer.open()
         assert trainer.ask(f"save {name_of(1)} 1")["event"] == "asked"
-        while not strays(root):
+        while not strays(plain_root):
             time.sleep(0.001)
         send(writer, signal.SIGKILL)
         end = trainer.until()
         assert_replayed(end, SAID[signal.SIGKILL])
         assert end["attempts"] == 2, end
         trainer.close()
-    assert strays(root) == []
-    assert_whole(root, {name_of(1): 1}, **LARGE)
+    assert strays(plain_root) == []
+    assert_whole(plain_root, {name_of(1): 1}, **LARGE)
 
 
-def test_writer_killed_after_a_state_larger_than_the_arena_was_staged(root):
+def test_writer_killed_after_a_state_larger_than_the_arena_was_staged(plain_root):
     """The trainer has changed its tensors since: the save fails, and says with how much memory it would not have."""
-    with Trainer(root, *LARGER_THAN_THE_ARENA) as trainer:
+    with Trainer(plain_root, *LARGER_THAN_THE_ARENA) as trainer:
         writer = trainer.open()
         trainer.tell(f"save {name_of(1)} 1")
         assert trainer.until("staged")["event"] == "staged"
@@ -233,10 +233,10 @@ def test_writer_killed_after_a_state_larger_than_the_arena_was_staged(root):
         end = trainer.until()
         assert end["event"] == "failed" and "killed by signal 9" in end["message"], end
         assert "arena_bytes of at least 67108864" in end["cause"], end
-        assert visible(root) == [] and strays(root) == []
+        assert visible(plain_root) == [] and strays(plain_root) == []
         assert trainer.save(name_of(2), 2)["event"] == "published"
         trainer.close()
-    assert_whole(root, {name_of(2): 2}, **LARGE)
+    assert_whole(plain_root, {name_of(2): 2}, **LARGE)
 
 
 # Random moments -----------------------------------------------------------------------------------------------------------
