@@ -57,9 +57,9 @@ static void every_cut_is_whole(enum before before, enum sim_ordering ordering, b
         outcome = watched_save(&prepared, &watch, NULL, seed);
         cr_assert(committed(&prepared, &outcome), "seed %" PRIu64 ": %s", seed, outcome.violation);
         cr_assert(watch.acknowledged);
+        cr_assert_eq(watch.wrong, 0, "seed %" PRIu64 ": %s", seed, watch.first);
         cr_assert_geq(watch.prefixes, 50);
         cr_assert_geq(watch.states, wide ? 20 * watch.prefixes : watch.prefixes + 1);
-        cr_assert_eq(watch.wrong, 0, "seed %" PRIu64 ": %s", seed, watch.first);
         crash_watch_deinit(&watch);
         outcome_end(&outcome);
     }

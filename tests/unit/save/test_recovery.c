@@ -16,6 +16,7 @@ static const uint8_t id[16] = { 1, 1 };
 static char root[] = "/tmp/tspool-recovery-XXXXXX", hidden[HIDDEN_NAME_MAX + 1];
 static int root_fd;
 static struct io *io;
+static unsigned root_syncs;
 
 static void setup(void)
 {
@@ -64,6 +65,7 @@ static struct recovery recover_as(enum recovery_mode mode)
     cr_assert_eq(recovery_start(&recovery, io, mode, root_fd, "step", id, 0, ours, sizeof(ours) - 1), 0);
     while (recovery.in_flight) {
         cr_assert_eq(io_wait(io, &completion, 1, IO_FOREVER), 1);
+        root_syncs += completion.op->kind == OP_FSYNC && completion.op->handle == root_fd && completion.result == 0;
         recovery_step(&recovery, io, completion.result);
     }
     recovery_deinit(&recovery);
@@ -85,7 +87,6 @@ Test(recovery, sweeps_what_was_not_published)
     cr_assert_not(stands(hidden));
 }
 
-/* Death between the rename and its report: FAILED would be a lie. */
 /* Where exchange is refused the old one is put aside first: a writer that dies just then has left the name to nobody. */
 Test(recovery, puts_a_whole_one_under_its_name_when_nothing_has_it)
 {
@@ -114,10 +115,12 @@ Test(recovery, sweeps_one_of_which_a_file_is_missing)
     cr_assert(!stands("step") && !stands(hidden));
 }
 
+/* Death between the rename and its report: FAILED would be a lie; so would PUBLISHED before the rename is durable. */
 Test(recovery, knows_its_own_checkpoint_and_keeps_it)
 {
     put("step", "tspool.manifest.json", ours);
     cr_assert_eq(recover().outcome, RECOVERY_PUBLISHED);
+    cr_assert_eq(root_syncs, 1);
     cr_assert(stands("step/tspool.manifest.json"));
 }
 

@@ -39,6 +39,21 @@ Test(supervisor, greets_begins_and_stages_in_order)
     cr_assert(scripted_told_nothing(&scripted));
 }
 
+/* From STAGED on the save outlives its trainer: only a writer that knows of every chunk can see to that. */
+Test(supervisor, is_staged_when_the_writer_was_told_of_the_last_chunk)
+{
+    for (uint32_t chunk = 0; chunk < 3; chunk++)
+        scripted_stage(&scripted, chunk);
+    cr_assert_lt(result()->level, TSPOOL_STAGED, "there is no writer yet");
+    scripted_told(&scripted, MESSAGE_HELLO);
+    scripted_say_kind(&scripted, MESSAGE_READY);
+    scripted_turn(&scripted);
+    scripted_told(&scripted, MESSAGE_BEGIN);
+    for (uint32_t chunk = 0; chunk < 3; chunk++)
+        scripted_told(&scripted, MESSAGE_STAGED);
+    cr_assert_eq(result()->level, TSPOOL_STAGED);
+}
+
 Test(supervisor, resolves_once_and_gives_the_slots_back_at_durable)
 {
     uint32_t first;
@@ -50,6 +65,7 @@ Test(supervisor, resolves_once_and_gives_the_slots_back_at_durable)
     scripted_say_kind(&scripted, MESSAGE_WRITTEN);
     scripted_turn(&scripted);
     cr_assert_eq(result()->level, TSPOOL_WRITTEN);
+    cr_assert_eq(arena_acquire_run(scripted.arena, 4, &first, NULL), -EAGAIN); /* written is not durable */
     scripted_say_kind(&scripted, MESSAGE_DURABLE);
     scripted_turn(&scripted);
     cr_assert_eq(result()->level, TSPOOL_DURABLE);
@@ -186,6 +202,19 @@ Test(supervisor, reads_a_dead_writer_out_before_it_judges)
     scripted_turn(&scripted);
     cr_assert_eq(result()->outcome, TSPOOL_OUTCOME_PUBLISHED);
     cr_assert_eq(scripted.roster.presence, WRITER_ABSENT);
+}
+
+/* A socket can break while the process behind it still writes: only its pidfd tells of its death. */
+Test(supervisor, end_of_the_stream_is_not_death)
+{
+    scripted_stage_all(&scripted);
+    cr_assert_eq(shutdown(scripted.peer, SHUT_WR), 0);
+    scripted_turn(&scripted);
+    cr_assert_eq(scripted.save->state, SAVE_BEGUN);
+    cr_assert_eq(scripted.roster.presence, WRITER_SERVING);
+    scripted_die(&scripted);
+    scripted_turn(&scripted);
+    cr_assert_neq(scripted.roster.presence, WRITER_SERVING);
 }
 
 Test(supervisor, abandons_what_was_given_up_and_keeps_its_reason)
