@@ -8,6 +8,7 @@
 
 #include <base/array.h>
 #include <base/checked.h>
+#include <base/mutant.h>
 #include <endian.h>
 #include <errno.h>
 #include <format/name_table.h>
@@ -34,7 +35,7 @@ int header_length_check(const uint8_t prefix[8], uint64_t file_size, uint64_t *j
         *reason = "the header's length is too small: not a safetensors file";
     else if (length > SAFETENSORS_HEADER_MAX)
         *reason = "the header's length is above 100,000,000 bytes: not a safetensors file";
-    else if (file_size < sizeof length || length > file_size - sizeof length)
+    else if ((file_size < sizeof length || length > file_size - sizeof length) && !MUTANT(HEADER_LENGTH_UNCHECKED))
         *reason = "the header's length is more than the file has: cut off, or not a safetensors file";
     else {
         *json_size = length;

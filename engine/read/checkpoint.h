@@ -8,6 +8,7 @@
 #ifndef READ_CHECKPOINT_H
 #define READ_CHECKPOINT_H
 
+#include <base/mutant.h>
 #include <format/digests.h>
 #include <format/manifest.h>
 #include <format/safetensors.h>

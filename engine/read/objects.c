@@ -34,7 +34,7 @@ static int object_check(const struct source *source, const struct manifest_objec
     struct failure_at at = { .operation = "verify", .tensor = object->name, .path = source->path,
                              .file_offset = object->file_offset };
 
-    if (digest_equal(hash_bytes(bytes, object->size), object->digest))
+    if (digest_equal(hash_bytes(bytes, object->size), object->digest) || MUTANT(OBJECT_DIGEST_NOT_COMPARED))
         return 0;
     return failure_set(failure, TSPOOL_STAGE_VERIFY, EBADMSG, at,
                        "The %llu bytes of this object do not match its digest: damaged.",

@@ -111,7 +111,7 @@ static int digests_take(struct io *io, const struct source *source, const struct
     error = source_load(io, source, 0, source->size, &set->bytes, failure);
     if (error < 0)
         return error;
-    if (!digest_equal(hash_bytes(set->bytes, source->size), listed->digest))
+    if (!digest_equal(hash_bytes(set->bytes, source->size), listed->digest) && !MUTANT(DIGESTS_DIGEST_NOT_COMPARED))
         return text_refuse(-EBADMSG, source->path, "The digests file does not match its digest in the manifest: damaged.",
                            failure);
     error = digests_parse(set->bytes, source->size, &set->parsed, &reason);

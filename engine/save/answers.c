@@ -9,6 +9,7 @@
 
 #include <arena/arena.h>
 #include <base/failure.h>
+#include <base/mutant.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,7 +18,7 @@ static struct tspool_save *save_find(struct roster *roster, const struct attempt
 {
     struct tspool_save *save = roster->first;
 
-    while (save && (save->attempt.number != attempt->number
+    while (save && ((save->attempt.number != attempt->number && !MUTANT(ANSWER_OF_ANOTHER_ATTEMPT_TAKEN))
                     || memcmp(save->attempt.save_id, attempt->save_id, sizeof(attempt->save_id)) != 0))
         save = save->next_active;
     return save && save->state == SAVE_BEGUN ? save : NULL;
@@ -65,7 +66,8 @@ static int answer_released(struct tspool_save *save, const struct message_releas
 {
     uint32_t chunk = released->chunk;
 
-    if (chunk >= save_plan(save)->chunk_count || save->chunks[chunk] != CHUNK_STAGED || save->slots[chunk] != released->slot)
+    if (chunk >= save_plan(save)->chunk_count || save->chunks[chunk] != CHUNK_STAGED
+        || (save->slots[chunk] != released->slot && !MUTANT(RELEASE_OF_ANOTHER_SLOT_TAKEN)))
         return -EBADMSG;
     save->chunks[chunk] = CHUNK_RELEASED;
     if (save->result.level < TSPOOL_WRITTEN) /* an earlier attempt may have come that far */
@@ -179,7 +181,7 @@ static void answer_failure(struct supervisor *supervisor, struct tspool_save *sa
     /* What we gave up ends with our reason; what the writer met while it swept does not matter. */
     if (message->kind == MESSAGE_FAILED && save->abandon_wanted)
         failure = save->intended;
-    save_decide(save, message->kind == MESSAGE_UNKNOWN ? TSPOOL_OUTCOME_UNKNOWN : TSPOOL_OUTCOME_FAILED, &failure);
+    save_decide(save, message->kind == MESSAGE_UNKNOWN && !MUTANT(UNKNOWN_TAKEN_FOR_FAILED) ? TSPOOL_OUTCOME_UNKNOWN : TSPOOL_OUTCOME_FAILED, &failure);
 }
 
 static int answer_abandoned(struct tspool_save *save)

@@ -6,6 +6,7 @@
 #include <arena/arena.h>
 #include <base/checked.h>
 #include <base/failure.h>
+#include <base/mutant.h>
 #include <errno.h>
 #include <save/spool.h>
 #include <save/stager.h>
@@ -147,6 +148,8 @@ void save_chunk_staged(struct tspool_save *save, uint32_t chunk)
     save->chunks[chunk] = CHUNK_STAGED;
     save->staged[save->staged_count++] = chunk;
     save->result.staged_bytes += plan_chunk_at(save_plan(save), chunk).size;
+    if (MUTANT(STAGED_BEFORE_TOLD) && save->staged_count > last)
+        save_reach(save, TSPOOL_STAGED, monotonic_ns());
     if (save->staged_count > last)
         save->staged_at_ns = monotonic_ns(); /* STAGED is reached when the writer was told: from then on it outlives us */
     roster_wake(save->roster);
@@ -179,7 +182,7 @@ void save_reach(struct tspool_save *save, enum tspool_level level, uint64_t at_n
         result->durable_ns = since_ns;
     if (level >= TSPOOL_PUBLISHED && !result->published_ns)
         result->published_ns = since_ns;
-    if (level >= TSPOOL_DURABLE)
+    if (level >= (MUTANT(SLOTS_FREED_AT_WRITTEN) ? TSPOOL_WRITTEN : TSPOOL_DURABLE))
         save_free_slots(save);
     save_notify(save);
     roster_changed(save->roster);

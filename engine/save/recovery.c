@@ -14,6 +14,7 @@
  */
 #include <save/recovery.h>
 
+#include <base/mutant.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -160,6 +161,8 @@ static void leave(struct recovery *recovery, int64_t result)
 
 static void lock_tried(struct recovery *recovery, int64_t result)
 {
+    if (MUTANT(RECOVERY_SWEEPS_UNDER_LOCK))
+        result = 0;
     if (result == -EWOULDBLOCK && recovery->pauses < PAUSES_MAX) {
         recovery->pauses++;
         recovery->step = SWEEP_PAUSE;
@@ -310,6 +313,8 @@ static void compose(struct recovery *recovery, struct io *io, struct op *op)
 
 static bool is_needless(const struct recovery *recovery)
 {
+    if (MUTANT(RECOVERY_DOES_NOT_SYNC) && recovery->step == SYNC_ROOT)
+        return true;
     return ((recovery->step == SWEEP_CLOSE_PART || recovery->step == STOP_CLOSE_FILE) && recovery->file < 0)
         || (recovery->step == STOP_CLOSE && recovery->directory < 0);
 }
@@ -349,7 +354,7 @@ int recovery_start(struct recovery *recovery, struct io *io, enum recovery_mode 
                                    .front = front, .front_size = front_size, .seen = seen };
     hidden_name_make(name, save_id, recovery->hidden);
     part_name_make(rank, recovery->part);
-    look_begin(recovery, false);
+    look_begin(recovery, MUTANT(RECOVERY_DOES_NOT_LOOK));
     run(recovery, io);
     return 0;
 }

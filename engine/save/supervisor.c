@@ -5,6 +5,7 @@
 
 #include <base/checked.h>
 #include <base/failure.h>
+#include <base/mutant.h>
 #include <errno.h>
 #include <save/replay.h>
 #include <save/restart.h>
@@ -36,7 +37,7 @@ static void received(struct supervisor *supervisor, int64_t result)
     int error = link_take(link, result, &message);
 
     link->receiving = false;
-    if (error == 0)
+    if (error == 0 && !(MUTANT(DEATH_BEFORE_LAST_ANSWERS) && link->state == LINK_DRAINING))
         error = supervisor_answer(supervisor, &message);
     if (error == -EBADMSG || error == -EPROTO) {
         failure_set(&failure, TSPOOL_STAGE_WRITER, -error, FAILURE_AT(.operation = "receive"),
@@ -45,6 +46,10 @@ static void received(struct supervisor *supervisor, int64_t result)
         link_end(link, supervisor->io, &failure);
     }
     if (error == -EAGAIN && link->state != LINK_DRAINING) {
+        if (MUTANT(EOF_TAKEN_FOR_WRITERS_DEATH)) {
+            link_drain(link, supervisor->io);
+            return;
+        }
         /* End of the stream: it is on its way out, and its pidfd will say so. One that stays is killed. */
         if (link->state != LINK_ENDING)
             link->due_ns = io_now(supervisor->io) + supervisor->settings.heartbeat_ns;

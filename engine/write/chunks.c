@@ -32,7 +32,10 @@ void chunk_settle(struct job *job, uint32_t number, enum chunk_wait reason)
 
     assert(chunk->waits & reason);
     chunk->waits &= (uint8_t)~reason;
-    if (chunk->waits || job->failed)
+    if (MUTANT(CHUNK_RELEASED_BEFORE_ITS_HASH) ? reason != CHUNK_WRITING : MUTANT(CHUNK_RELEASED_BEFORE_ITS_WRITE)
+        ? reason != CHUNK_INTERIOR : chunk->waits)
+        return;
+    if (job->failed)
         return;
     job->done_count++;
     message_init(&message, MESSAGE_RELEASED, &job->attempt);

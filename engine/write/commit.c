@@ -12,35 +12,58 @@
 
 void commit_cut(struct job *job)
 {
+    if (MUTANT(TAILS_NOT_CUT))
+        return;
     for (uint32_t i = 0; i < job->file_count; i++)
         if (job->files[i].allocated != job->files[i].size)
             job_submit(job, i, job_checked,
                        &(struct op){ .kind = OP_TRUNCATE, .handle = job->files[i].handle, .size = job->files[i].size });
 }
 
+static void file_uncover(struct job *job, uint32_t number)
+{
+    struct job_file *file = &job->files[number];
+
+    file->uncovered = true; /* from now on it may have either name */
+    job_submit(job, number, job_checked,
+               &(struct op){ .kind = OP_RENAME, .handle = job->directory, .name = file->partial,
+                             .to_handle = job->directory, .to_name = file->name, .flags = RENAME_PLAIN });
+}
+
+static inline bool sync_is_left_out(const struct job *job, uint32_t file)
+{
+    return (MUTANT(FIRST_SHARD_UNSYNCED) && file == 0) || (MUTANT(LAST_SHARD_UNSYNCED) && file + 1 == job->shard_count) ||
+           (MUTANT(TEXTS_UNSYNCED) && file >= job->shard_count && file + 2 < job->file_count) ||
+           (MUTANT(DIGESTS_UNSYNCED) && file + 2 == job->file_count) || (MUTANT(MANIFEST_UNSYNCED) && file + 1 == job->file_count);
+}
+
 void commit_sync(struct job *job)
 {
     for (uint32_t i = 0; i < job->file_count; i++)
-        job_submit(job, i, job_checked, &(struct op){ .kind = OP_FSYNC, .handle = job->files[i].handle });
+        if (!sync_is_left_out(job, i))
+            job_submit(job, i, job_checked, &(struct op){ .kind = OP_FSYNC, .handle = job->files[i].handle });
+    if (MUTANT(PARTIAL_DROPPED_BEFORE_SYNC))
+        file_uncover(job, 0);
 }
 
 /* The part record goes too: with one rank nothing but the whole checkpoint is left to see. Handles are closed beside. */
 void commit_uncover(struct job *job)
 {
-    for (uint32_t i = 0; i < job->file_count; i++) {
-        struct job_file *file = &job->files[i];
-
-        file->uncovered = true; /* from now on it may have either name */
-        job_submit(job, i, job_checked,
-                   &(struct op){ .kind = OP_RENAME, .handle = job->directory, .name = file->partial,
-                                 .to_handle = job->directory, .to_name = file->name, .flags = RENAME_PLAIN });
-    }
+    for (uint32_t i = 0; i < job->file_count - MUTANT(MANIFEST_NAMED_AFTER_DIRECTORY_SYNC); i++)
+        if (!(MUTANT(PARTIAL_DROPPED_BEFORE_SYNC) && i == 0))
+            file_uncover(job, i);
     job_submit(job, NO_FILE, job_checked, &(struct op){ .kind = OP_UNLINK, .handle = job->directory, .name = job->part });
     sweep_close(job);
 }
 
 void commit_sync_directory(struct job *job)
 {
+    if (MUTANT(HIDDEN_DIRECTORY_UNSYNCED))
+        return;
+    if (MUTANT(RENAME_BEFORE_DIRECTORY_SYNC) && !job->publishing) {
+        commit_rename(job);
+        return;
+    }
     job_submit(job, NO_FILE, job_checked, &(struct op){ .kind = OP_FSYNC, .handle = job->directory });
 }
 
@@ -48,6 +71,8 @@ void commit_sync_directory(struct job *job)
  * repeated request whose first answer was lost. */
 static bool rename_changed_nothing(int error)
 {
+    if (MUTANT(RENAME_ERROR_TAKEN_FOR_CERTAIN))
+        return true;
     switch (error) {
     case EEXIST: case ENOTEMPTY: case ENOTDIR: case EISDIR: case EACCES: case EPERM: case EROFS: case EXDEV: case EINVAL:
     case ENOSYS: case EOPNOTSUPP: case ENAMETOOLONG: case ELOOP: case ENOSPC: case EDQUOT: case EMLINK:
@@ -79,6 +104,8 @@ static void renamed(struct task *task, int64_t result)
 
     if (result >= 0) {
         job->replaced.exchanged = exchange;
+    } else if (MUTANT(RENAME_OVER_WHAT_STANDS) && !exchange) {
+        root_rename(job, renamed, job->hidden, job->name, RENAME_OP_EXCHANGE);
     } else {
         job->publishing = !rename_changed_nothing((int)-result);
         if (!exchange && (result == -EEXIST || result == -ENOTEMPTY))
@@ -93,6 +120,12 @@ static void renamed(struct task *task, int64_t result)
 /* Plain rename takes an absent name or an empty directory, and refuses everything else by itself. */
 void commit_rename(struct job *job)
 {
+    if (MUTANT(RENAME_BEFORE_DIRECTORY_SYNC) && job->publishing) {
+        commit_sync_directory(job);
+        return;
+    }
+    if (MUTANT(MANIFEST_NAMED_AFTER_DIRECTORY_SYNC))
+        file_uncover(job, job->file_count - 1);
     job->counts.synced_ns = job->writer->tasks.now_ns;
     job->publishing = true;
     root_rename(job, renamed, job->hidden, job->name, job->replaced.handle >= 0 ? RENAME_OP_EXCHANGE : RENAME_PLAIN);
@@ -131,5 +164,14 @@ void commit_rename_back(struct job *job) { root_rename(job, job_ignored, job->re
 
 void commit_sync_root(struct job *job)
 {
+    if (MUTANT(ROOT_UNSYNCED) && job->state == JOB_SYNC_ROOT)
+        return;
+    if (MUTANT(ROOT_UNSYNCED_BEFORE_ASIDE) && job->state == JOB_SYNC_HIDDEN)
+        return;
+    if (MUTANT(REPORTED_BEFORE_ROOT_SYNC) && job->state == JOB_SYNC_ROOT)
+        job_report_published(job);
+    if (MUTANT(REPLACED_REMOVED_BEFORE_ROOT_SYNC) && job->state == JOB_SYNC_ROOT && job->replaced.handle >= 0)
+        job_submit(job, NO_FILE, job_ignored,
+                   &(struct op){ .kind = OP_UNLINK, .handle = job->replaced.handle, .name = MANIFEST_NAME });
     job_submit(job, NO_FILE, job_checked, &(struct op){ .kind = OP_FSYNC, .handle = job->writer->settings.root });
 }

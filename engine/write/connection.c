@@ -71,7 +71,7 @@ static void stream_over(struct writer *writer)
     connection->stream_over = true;
     if (connection->draining)
         writer_drained(writer);
-    else if (writer->settings.trainer < 0)
+    else if (writer->settings.trainer < 0 || MUTANT(EOF_TAKEN_FOR_TRAINERS_DEATH))
         writer_trainer_gone(writer);
 }
 

@@ -88,7 +88,9 @@ static enum job_state state_after_failure(const struct job *job)
         return state_after(job); /* already on its way out */
     if (job->state == JOB_RENAME_IN)
         return JOB_RENAME_BACK;
-    return job->publishing ? JOB_CLOSE : JOB_SWEEP_CLOSE;
+    if (MUTANT(FAILED_ONE_STAYS))
+        return JOB_CLOSE;
+    return job->publishing && !MUTANT(UNKNOWN_IS_SWEPT) ? JOB_CLOSE : JOB_SWEEP_CLOSE;
 }
 
 /* Saves of one name are published in the order in which they were staged, and each from what stands there to what it replaces
@@ -106,7 +108,7 @@ static bool is_behind_another(const struct job *job)
 /* True while the state is not over. */
 static bool job_is_waiting(const struct job *job)
 {
-    if (job->pending)
+    if (job->pending > (MUTANT(SYNC_BEFORE_WRITES_END) && (job->state == JOB_TEXTS || job->state == JOB_CUT)))
         return true;
     if (job->failed)
         return job->hashing; /* its slots must be quiet before the trainer hears of the failure */
@@ -164,11 +166,17 @@ static void job_written(struct job *job)
     commit_cut(job);
 }
 
-static void job_published(struct job *job)
+void job_report_published(struct job *job)
 {
     job_progress(job, MESSAGE_DURABLE);
     job_progress(job, MESSAGE_PUBLISHED);
     job->answered = true;
+}
+
+static void job_published(struct job *job)
+{
+    if (!(MUTANT(REPORTED_BEFORE_ROOT_SYNC) && job->answered))
+        job_report_published(job);
     replace_list_again(job);
 }
 
@@ -324,7 +332,7 @@ void job_submit(struct job *job, uint32_t file, void (*done)(struct task *task, 
 void job_op_end(struct job *job)
 {
     assert(job->pending > 0);
-    if (--job->pending == 0)
+    if (--job->pending == 0 || MUTANT(SYNC_BEFORE_WRITES_END))
         job_advance(job);
 }
 
@@ -338,6 +346,10 @@ void job_task_end(struct task *task)
 
 void job_checked(struct task *task, int64_t result)
 {
+    if (MUTANT(FSYNC_TRIED_AGAIN) && result < 0 && task->op.kind == OP_FSYNC && task->file != NO_FILE) {
+        tasks_submit(&task->writer->tasks, task);
+        return;
+    }
     if (result < 0)
         job_fail_task(task->job, task, (int)-result);
     job_task_end(task);

@@ -175,6 +175,7 @@ void job_fail(struct job *job, int error, const char *operation, const char *pat
 #define JOB_PATH_BYTES (HIDDEN_NAME_MAX + 1 + PARTIAL_NAME_MAX + 1)
 void job_task_path(const struct task *task, char path[JOB_PATH_BYTES]);
 void job_progress(struct job *job, enum message_kind kind);
+void job_report_published(struct job *job); /* DURABLE and PUBLISHED: its last answer */
 
 uint64_t chunk_file_offset(const struct job *job, uint32_t chunk);
 uint64_t chunk_size(const struct job *job, uint32_t chunk);

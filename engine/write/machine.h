@@ -10,6 +10,7 @@
 #ifndef WRITE_MACHINE_H
 #define WRITE_MACHINE_H
 
+#include <base/mutant.h>
 #include <write/connection.h>
 #include <write/hashing.h>
 #include <write/job.h>

@@ -199,7 +199,7 @@ static void root_looked(struct task *task, int64_t result)
 
     if (result < 0) {
         job_fail_task(job, task, (int)-result);
-    } else if (needed > job->root_stat.free_bytes) {
+    } else if (needed > job->root_stat.free_bytes && !MUTANT(SPACE_NOT_ASKED)) {
         size_text(needed, needed_text);
         size_text(job->root_stat.free_bytes, free_text);
         job_fail(job, ENOSPC, "allocate", job->name,
@@ -339,6 +339,8 @@ void prepare_claim(struct job *job)
 /* The directory's lock outlives the record, which is dropped before the publish. Not every file system has it. */
 void prepare_lock(struct job *job)
 {
+    if (MUTANT(PART_NOT_LOCKED))
+        return;
     job_submit(job, NO_FILE, job_checked, &(struct op){ .kind = OP_LOCK, .handle = job->part_handle });
     job_submit(job, NO_FILE, job_ignored, &(struct op){ .kind = OP_LOCK, .handle = job->directory });
 }

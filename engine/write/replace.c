@@ -77,7 +77,7 @@ void replace_link(struct job *job)
     for (size_t i = 0; i < replaced->names.count; i++) {
         const char *name = replaced->names.names[i];
 
-        if (!name_is_ours(name))
+        if (!name_is_ours(name) && !MUTANT(FOREIGN_FILES_NOT_LINKED))
             job_submit(job, NO_FILE, linked,
                        &(struct op){ .kind = OP_LINK, .handle = replaced->handle, .name = name, .to_handle = job->directory,
                                      .to_name = name, .argument = &replaced->linked[i] });
@@ -132,6 +132,8 @@ void replace_remove(struct job *job)
 {
     const char *name = job->replaced.is_aside ? job->replaced.aside : job->hidden;
 
+    if (MUTANT(REPLACED_ONE_STAYS))
+        return;
     job_submit(job, NO_FILE, job_ignored,
                &(struct op){ .kind = OP_UNLINK, .handle = job->writer->settings.root, .name = name, .flags = UNLINK_DIRECTORY });
 }

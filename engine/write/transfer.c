@@ -165,14 +165,14 @@ static void bytes_count(struct job *job, const struct item *item, uint64_t writt
 static bool item_go_on(struct item *item, uint64_t written)
 {
     struct op *op = &item->task.op;
-    uint64_t usable = align_down(written, item->align);
+    uint64_t usable = MUTANT(SHORT_WRITE_GOES_ON_UNALIGNED) ? written : align_down(written, item->align);
 
     item->task.job->counts.short_writes++;
     item->stuck = usable ? 0 : item->stuck + 1;
     if (item->stuck == STUCK_MAX)
         return false;
     bytes_count(item->task.job, item, usable);
-    op->file_offset += usable;
+    op->file_offset += MUTANT(SHORT_WRITE_GOES_ON_ELSEWHERE) ? 0 : usable;
     op->buffer_offset += usable;
     op->memory = (uint8_t *)op->memory + usable;
     op->size -= usable;
@@ -190,7 +190,7 @@ static void item_written(struct task *task, int64_t result)
         job_fail_task(job, task, (int)-result);
     } else if ((uint64_t)result > task->op.size) {
         job_fail(job, EIO, "write", job->hidden, "the kernel says that it wrote more than it was asked to");
-    } else if ((uint64_t)result < task->op.size && !job->failed) {
+    } else if ((uint64_t)result < task->op.size && !job->failed && !MUTANT(SHORT_WRITE_TAKEN_FOR_WHOLE)) {
         if (item_go_on(item, (uint64_t)result))
             return;
         job_fail_task(job, task, EIO);

@@ -19,7 +19,8 @@
 static struct job *job_find(const struct writer *writer, const struct attempt *attempt)
 {
     for (struct job *job = writer->first_job; job; job = job->next)
-        if (job->attempt.number == attempt->number && !memcmp(job->attempt.save_id, attempt->save_id, sizeof(attempt->save_id)))
+        if ((job->attempt.number == attempt->number || MUTANT(STAGED_OF_ANOTHER_ATTEMPT_TAKEN)) &&
+            !memcmp(job->attempt.save_id, attempt->save_id, sizeof(attempt->save_id)))
             return job;
     return NULL;
 }
@@ -148,6 +149,8 @@ void writer_trainer_gone(struct writer *writer)
     for (struct job *job = writer->first_job; job; job = job->next)
         part_mark(job);
     connection_mute(writer);
+    if (MUTANT(DEATH_BEFORE_LAST_MESSAGES) && writer->state == WRITER_SERVING)
+        saves_decide(writer, false, "the trainer died before the save was staged");
     if (writer->state > WRITER_DRAINING)
         writer->connection.stream_over = true;
     drain(writer);
@@ -165,7 +168,7 @@ void writer_drained(struct writer *writer)
     writer->connection.draining = false;
     if (writer->trainer_dead)
         writer->connection.stream_over = true;
-    saves_decide(writer, false, writer->trainer_dead ? "the trainer died before the save was staged"
+    saves_decide(writer, MUTANT(STAGED_SAVE_DIES_WITH_TRAINER) && writer->trainer_dead, writer->trainer_dead ? "the trainer died before the save was staged"
                                                      : "the writer got SIGTERM before the save was staged");
 }
 

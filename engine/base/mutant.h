@@ -1,0 +1,77 @@
+/* base/mutant.h - bugs that the tests plant, to see that they would be noticed. tests/mutants/ builds the engine once more
+ * with TSPOOL_MUTANTS, plants one at a time and runs the suite against it: each must make a test fail.
+ *
+ * In every other build MUTANT(NAME) is the constant 0, and the line that asks is gone. A mutant is one line at the place
+ * where somebody could make that mistake; its sentence says what is wrong with the engine that has it.
+ */
+#ifndef BASE_MUTANT_H
+#define BASE_MUTANT_H
+
+/* The test suite that looks for it first, its name, a sentence. */
+#define MUTANTS(X) \
+    X(crash, FIRST_SHARD_UNSYNCED, "the first shard file is not synced") \
+    X(crash, LAST_SHARD_UNSYNCED, "the last shard file is not synced") \
+    X(crash, TEXTS_UNSYNCED, "objects and index are not synced") \
+    X(crash, DIGESTS_UNSYNCED, "the digests file is not synced") \
+    X(crash, MANIFEST_UNSYNCED, "the manifest is not synced") \
+    X(crash, HIDDEN_DIRECTORY_UNSYNCED, "the hidden directory is not synced") \
+    X(crash, ROOT_UNSYNCED, "the root is not synced after the rename") \
+    X(crash, ROOT_UNSYNCED_BEFORE_ASIDE, "without exchange: the root is not synced before the old one is moved aside") \
+    X(crash, SYNC_BEFORE_WRITES_END, "files are synced while their last write is in flight") \
+    X(failures, FSYNC_TRIED_AGAIN, "an fsync that failed is tried again, and its success believed") \
+    X(commit, TAILS_NOT_CUT, "the padding of O_DIRECT writes stays at the files' ends") \
+    X(rules, PARTIAL_DROPPED_BEFORE_SYNC, "a file gets its final name while it is being synced") \
+    X(crash, MANIFEST_NAMED_AFTER_DIRECTORY_SYNC, "the manifest gets its name after the hidden directory was synced") \
+    X(crash, RENAME_BEFORE_DIRECTORY_SYNC, "the hidden directory is synced after it was renamed") \
+    X(rules, RENAME_OVER_WHAT_STANDS, "what came under the name meanwhile is replaced though nobody asked for it") \
+    X(failures, RENAME_ERROR_TAKEN_FOR_CERTAIN, "any error of the rename is taken to mean that nothing was changed") \
+    X(crash, REPORTED_BEFORE_ROOT_SYNC, "DURABLE is said while the root is being synced") \
+    X(crash, REPLACED_REMOVED_BEFORE_ROOT_SYNC, "the replaced checkpoint is removed while the root is being synced") \
+    X(commit, REPLACED_ONE_STAYS, "the replaced checkpoint is never removed") \
+    X(crash, FOREIGN_FILES_NOT_LINKED, "files of others leave the name for a moment when it is replaced") \
+    X(failures, UNKNOWN_IS_SWEPT, "what may have been published is removed") \
+    X(failures, FAILED_ONE_STAYS, "a failed attempt is not removed") \
+    X(commit, SHORT_WRITE_TAKEN_FOR_WHOLE, "a short write counts as a whole one") \
+    X(commit, SHORT_WRITE_GOES_ON_ELSEWHERE, "what a short write left is written at the wrong place") \
+    X(rules, SHORT_WRITE_GOES_ON_UNALIGNED, "what a short write left begins between blocks") \
+    X(commit, CHUNK_RELEASED_BEFORE_ITS_HASH, "a chunk's slot is given back before the chunk is hashed") \
+    X(commit, CHUNK_RELEASED_BEFORE_ITS_WRITE, "a chunk's slot is given back before the chunk is written") \
+    X(write, STRADDLING_LEAF_CUT_SHORT, "a leaf that lies in two chunks is hashed without its last byte") \
+    X(rules, STAGED_OF_ANOTHER_ATTEMPT_TAKEN, "the writer takes a chunk that another attempt staged") \
+    X(write, EOF_TAKEN_FOR_TRAINERS_DEATH, "the end of the channel counts as the trainer's death") \
+    X(deaths, DEATH_BEFORE_LAST_MESSAGES, "it is decided about a dead trainer's saves before its last messages are read") \
+    X(deaths, STAGED_SAVE_DIES_WITH_TRAINER, "a save that was wholly staged is swept when its trainer dies") \
+    X(rules, PART_NOT_LOCKED, "the part record is not locked") \
+    X(write, SPACE_NOT_ASKED, "the free space is not looked at before the save begins") \
+    X(supervisor, ANSWER_OF_ANOTHER_ATTEMPT_TAKEN, "the trainer takes an answer about another attempt") \
+    X(supervisor, EOF_TAKEN_FOR_WRITERS_DEATH, "the end of the channel counts as the writer's death") \
+    X(supervisor, DEATH_BEFORE_LAST_ANSWERS, "it is decided about a dead writer's saves before its last answers are read") \
+    X(supervisor, SLOTS_FREED_AT_WRITTEN, "slots are given to the next save before this one is durable") \
+    X(supervisor, RELEASE_OF_ANOTHER_SLOT_TAKEN, "a slot that the chunk does not have is freed on the writer's word") \
+    X(supervisor, STAGED_BEFORE_TOLD, "STAGED is reached before the writer knows of every chunk") \
+    X(supervisor, UNKNOWN_TAKEN_FOR_FAILED, "UNKNOWN is reported as FAILED") \
+    X(recovery, RECOVERY_DOES_NOT_LOOK, "after a writer's death nobody looks whether the save was published") \
+    X(recovery, RECOVERY_DOES_NOT_SYNC, "a checkpoint that was found published is reported before the root is synced") \
+    X(recovery, RECOVERY_SWEEPS_UNDER_LOCK, "what a living writer holds locked is swept") \
+    X(header_parse, HEADER_LENGTH_UNCHECKED, "the header's length is not checked against the file") \
+    X(damage, HEADER_DIGEST_NOT_COMPARED, "the header's digest is not compared") \
+    X(verify, LISTED_SIZE_NOT_COMPARED, "a file's size is not compared with the manifest's") \
+    X(verify, LISTED_DIGEST_NOT_COMPARED, "a listed file's digest is not compared") \
+    X(verify, DIGESTS_DIGEST_NOT_COMPARED, "the digests file's digest is not compared") \
+    X(open, OBJECT_DIGEST_NOT_COMPARED, "an object's digest is not compared when it is loaded") \
+    X(verify, LEAF_NOT_COMPARED, "a leaf's digest is not compared") \
+    X(verify, LAST_LEAF_NOT_COMPARED, "the digest of a tensor's last, shorter leaf is not compared") \
+    X(open, PIPES_OPENED, "a pipe in a checkpoint is opened, which waits for its writer")
+
+#define MUTANT_NAMED(suite, name, sentence) MUTANT_##name,
+enum mutant { MUTANT_NONE, MUTANTS(MUTANT_NAMED) MUTANT_END };
+#undef MUTANT_NAMED
+
+#ifdef TSPOOL_MUTANTS
+extern enum mutant mutant_planted; /* the runner's; chosen before the engine runs */
+#define MUTANT(name) (mutant_planted == MUTANT_##name)
+#else
+#define MUTANT(name) ((int)MUTANT_##name < 0)
+#endif
+
+#endif
