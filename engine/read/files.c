@@ -4,7 +4,6 @@
  * manifest recorded one, and only then is it parsed.
  */
 #include <base/array.h>
-#include <base/checked.h>
 #include <base/failure.h>
 #include <errno.h>
 #include <read/checkpoint.h>
@@ -28,18 +27,6 @@ static int damaged(const struct checkpoint_file *file, uint64_t file_offset, con
     struct failure_at at = { .operation = "open", .path = file->source.path, .file_offset = file_offset };
 
     return failure_set(failure, TSPOOL_STAGE_READ, EBADMSG, at, "%s", cause);
-}
-
-static int listed_size_check(const struct checkpoint_file *file, struct tspool_failure *failure)
-{
-    const struct manifest_file *listed = file->listed;
-    uint64_t size = file->source.size, agreed = min_u64(size, listed->size);
-    struct failure_at at = { .operation = "open", .path = file->source.path, .file_offset = agreed };
-
-    if (size == listed->size || MUTANT(LISTED_SIZE_NOT_COMPARED))
-        return 0;
-    return failure_set(failure, TSPOOL_STAGE_READ, EBADMSG, at, "The file has %llu bytes, the manifest says %llu: it was %s.",
-                       (unsigned long long)size, (unsigned long long)listed->size, size < listed->size ? "cut" : "extended");
 }
 
 /* `front` is the length and the JSON, `size` bytes. */
@@ -105,7 +92,7 @@ int file_load(struct tspool_checkpoint *checkpoint, struct io *io, struct checkp
     error = source_open(io, directory, name, path, checkpoint->buffered, &file->source, failure);
     free(path);
     if (error == 0 && listed)
-        error = listed_size_check(file, failure);
+        error = source_check_size(&file->source, listed->size, failure);
     return error == 0 ? header_load(file, io, failure) : error;
 }
 

@@ -124,6 +124,16 @@ int source_open(struct io *io, int directory, const char *name, const char *path
     return error < 0 ? refuse(source, "open", error, NULL, failure) : 0;
 }
 
+int source_check_size(const struct source *source, uint64_t listed, struct tspool_failure *failure)
+{
+    struct failure_at at = { .operation = "open", .path = source->path, .file_offset = min_u64(source->size, listed) };
+
+    if (source->size == listed || MUTANT(LISTED_SIZE_NOT_COMPARED))
+        return 0;
+    return failure_set(failure, TSPOOL_STAGE_READ, EBADMSG, at, "The file has %llu bytes, the manifest says %llu: it was %s.",
+                       (unsigned long long)source->size, (unsigned long long)listed, source->size < listed ? "cut" : "extended");
+}
+
 void source_close(struct io *io, struct source *source)
 {
     file_close(io, source->handle);

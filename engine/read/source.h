@@ -20,6 +20,8 @@ struct source {
  * file system takes it. On failure *source holds only its names; source_close is right in any case. */
 int source_open(struct io *io, int directory, const char *name, const char *path, bool buffered, struct source *source,
                 struct tspool_failure *failure);
+/* 0 when it has the size that the manifest lists, else -EBADMSG with the place from which on they differ. */
+int source_check_size(const struct source *source, uint64_t listed, struct tspool_failure *failure);
 void source_close(struct io *io, struct source *source); /* io NULL: handles are descriptors and are closed as such */
 
 /* Reads [file_offset, file_offset + size) to memory of any alignment, one request after the other: for headers, texts

@@ -98,6 +98,35 @@ static int shards_load(struct tspool_checkpoint *checkpoint, struct io *io, stru
     return error;
 }
 
+/* Objects and index: their bytes are read when somebody asks for them, but without them the checkpoint is not whole. */
+static int other_check(struct tspool_checkpoint *checkpoint, struct io *io, const struct manifest_file *listed,
+                       struct tspool_failure *failure)
+{
+    struct source source = { .handle = -1 };
+    char *shown = path_join(checkpoint->path, listed->name);
+    int error;
+
+    if (!shown)
+        return no_memory(checkpoint->path, failure);
+    error = source_open(io, checkpoint->directory, listed->name, shown, true, &source, failure);
+    if (error == 0)
+        error = source_check_size(&source, listed->size, failure);
+    source_close(io, &source);
+    free(shown);
+    return finding_note(checkpoint, error, listed->name, listed->size, failure);
+}
+
+static int others_check(struct tspool_checkpoint *checkpoint, struct io *io, struct tspool_failure *failure)
+{
+    const struct manifest *manifest = &checkpoint->manifest;
+    int error = 0;
+
+    for (size_t i = 0; i < manifest->file_count && error == 0; i++)
+        if (manifest->files[i].kind != MANIFEST_SAFETENSORS)
+            error = other_check(checkpoint, io, &manifest->files[i], failure);
+    return error;
+}
+
 /* Digests ------------------------------------------------------------------------------------------------------------ */
 
 static int digests_take(struct io *io, const struct source *source, const struct manifest_digests *listed, struct digest_set *set,
@@ -106,8 +135,9 @@ static int digests_take(struct io *io, const struct source *source, const struct
     const char *reason = "the digests file has a newer format";
     int error;
 
-    if (source->size != listed->size)
-        return text_refuse(-EBADMSG, source->path, "The digests file does not have the size that the manifest says.", failure);
+    error = source_check_size(source, listed->size, failure);
+    if (error < 0)
+        return error;
     error = source_load(io, source, 0, source->size, &set->bytes, failure);
     if (error < 0)
         return error;
@@ -232,5 +262,7 @@ int tspool_kind_load(struct tspool_checkpoint *checkpoint, struct io *io, struct
     checkpoint->kind = TSPOOL_KIND_TSPOOL;
     if (error == 0)
         error = shards_load(checkpoint, io, failure);
+    if (error == 0)
+        error = others_check(checkpoint, io, failure);
     return error == 0 ? digest_sets_load(checkpoint, io, failure) : error;
 }

@@ -136,10 +136,8 @@ static int listed_check(struct verification *verification, const char *name, uin
     struct source source = { .handle = -1 };
     int error = source_open(verification->io, checkpoint->directory, name, path ? path : name, true, &source, failure);
 
-    if (error == 0 && source.size != size && !MUTANT(LISTED_SIZE_NOT_COMPARED))
-        error = failure_set(failure, TSPOOL_STAGE_VERIFY, EBADMSG, FAILURE_AT(.operation = "verify", .path = source.path),
-                            "The file has %llu bytes, the manifest says %llu.", (unsigned long long)source.size,
-                                (unsigned long long)size);
+    if (error == 0)
+        error = source_check_size(&source, size, failure);
     if (error == 0 && covered && !MUTANT(LISTED_DIGEST_NOT_COMPARED))
         error = range_check(verification, &source, 0, covered, digest, "The file", failure);
     source_close(verification->io, &source);
