@@ -186,8 +186,9 @@ static struct manifest_digests digests_emit_file(const char *path, const struct 
 }
 
 /* Tensors must be given as a file orders them: empty ones first where they share an offset. */
-void made_checkpoint(const char *path, const struct made_checkpoint *made)
+void made_checkpoint(const char *given, const struct made_checkpoint *made)
 {
+    char *path = strdup(given); /* often from path_of's ring, which comes round before we are done */
     size_t per_file = made->per_file ? made->per_file : made->count ? made->count : 1;
     uint32_t file_count = made->count ? (uint32_t)((made->count + per_file - 1) / per_file) : 1;
     char (*names)[SHARD_FILE_NAME_MAX + 1] = calloc(file_count + 1, sizeof *names);
@@ -234,4 +235,5 @@ void made_checkpoint(const char *path, const struct made_checkpoint *made)
     free(shapes);
     free(files);
     free(names);
+    free(path);
 }
