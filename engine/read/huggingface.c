@@ -194,11 +194,32 @@ static int unindexed_load(struct tspool_checkpoint *checkpoint, struct io *io, s
     return error;
 }
 
+/* Without its manifest one of ours looks like somebody's folder, and would load unverified without a word. */
+static int orphaned_digests_refuse(struct tspool_checkpoint *checkpoint, struct io *io, struct tspool_failure *failure)
+{
+    struct io_list list = { 0 };
+    bool has_digests = false;
+    int error = directory_list(io, checkpoint->directory, &list);
+
+    for (size_t i = 0; i < list.count; i++)
+        has_digests |= strncmp(list.names[i], DIGESTS_NAME, strlen(DIGESTS_NAME)) == 0;
+    io_list_free(&list);
+    if (error < 0 || !has_digests)
+        return error < 0 ? folder_refuse(checkpoint, error, "", failure_likely_cause(-error), failure) : 0;
+    error = folder_refuse(checkpoint, -ENOENT, MANIFEST_NAME,
+                          "The manifest is missing and digests are here: this was a tspool checkpoint. Open it unverified, or "
+                          "remove the digests, to take it as it is.", failure);
+    return finding_note(checkpoint, error, MANIFEST_NAME, 0, failure);
+}
+
 int huggingface_load(struct tspool_checkpoint *checkpoint, struct io *io, struct tspool_failure *failure)
 {
     struct io_stat stat = { 0 };
+    int error = checkpoint->unverified ? 0 : orphaned_digests_refuse(checkpoint, io, failure);
 
     checkpoint->kind = TSPOOL_KIND_HUGGINGFACE;
+    if (error < 0)
+        return error;
     if (file_stat(io, checkpoint->directory, INDEX_NAME, &stat) == 0)
         return indexed_load(checkpoint, io, failure);
     return unindexed_load(checkpoint, io, failure);

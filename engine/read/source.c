@@ -100,7 +100,7 @@ static int source_check_kind(struct io *io, int directory, const struct source *
 
     if (error < 0)
         return refuse(source, "stat", error, error == -ENOENT ? "The file is missing." : NULL, failure);
-    if (stat.is_regular || MUTANT(PIPES_OPENED))
+    if (stat.is_regular || MUTANT(IMPOSTORS_OPENED))
         return 0;
     return refuse(source, "open", stat.is_directory ? -EISDIR : -EBADMSG,
                   "It is not a regular file. Links, pipes and devices inside a checkpoint are not followed; "
