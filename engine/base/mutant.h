@@ -54,14 +54,15 @@
     X(recovery, RECOVERY_DOES_NOT_SYNC, "a checkpoint that was found published is reported before the root is synced") \
     X(recovery, RECOVERY_SWEEPS_UNDER_LOCK, "what a living writer holds locked is swept") \
     X(header_parse, HEADER_LENGTH_UNCHECKED, "the header's length is not checked against the file") \
+    X(damage, MANIFEST_DIGEST_NOT_COMPARED, "the manifest's digest of itself is not compared") \
     X(damage, HEADER_DIGEST_NOT_COMPARED, "the header's digest is not compared") \
-    X(verify, LISTED_SIZE_NOT_COMPARED, "a file's size is not compared with the manifest's") \
-    X(verify, LISTED_DIGEST_NOT_COMPARED, "a listed file's digest is not compared") \
-    X(verify, DIGESTS_DIGEST_NOT_COMPARED, "the digests file's digest is not compared") \
-    X(open, OBJECT_DIGEST_NOT_COMPARED, "an object's digest is not compared when it is loaded") \
-    X(verify, LEAF_NOT_COMPARED, "a leaf's digest is not compared") \
-    X(verify, LAST_LEAF_NOT_COMPARED, "the digest of a tensor's last, shorter leaf is not compared") \
-    X(open, PIPES_OPENED, "a pipe in a checkpoint is opened, which waits for its writer")
+    X(damage, LISTED_SIZE_NOT_COMPARED, "a file's size is not compared with the manifest's") \
+    X(damage, LISTED_DIGEST_NOT_COMPARED, "a listed file's digest is not compared") \
+    X(damage, DIGESTS_DIGEST_NOT_COMPARED, "the digests file's digest is not compared") \
+    X(damage, OBJECT_DIGEST_NOT_COMPARED, "an object's digest is not compared when it is loaded") \
+    X(damage, LEAF_NOT_COMPARED, "a leaf's digest is not compared") \
+    X(damage, LAST_LEAF_NOT_COMPARED, "the digest of a tensor's last, shorter leaf is not compared") \
+    X(impostor, IMPOSTORS_OPENED, "what is no regular file is opened all the same")
 
 #define MUTANT_NAMED(suite, name, sentence) MUTANT_##name,
 enum mutant { MUTANT_NONE, MUTANTS(MUTANT_NAMED) MUTANT_END };

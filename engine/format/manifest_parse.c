@@ -8,6 +8,7 @@
 
 #include <base/array.h>
 #include <base/checked.h>
+#include <base/mutant.h>
 #include <base/names.h>
 #include <errno.h>
 #include <format/name_table.h>
@@ -280,7 +281,8 @@ static int self_check(struct scan *scan, struct scan_token token)
     if (!is_last_member(scan, token))
         return scan_fault(scan, "something follows the manifest's digest of itself");
     digest_to_hex(hash_bytes(scan->start, (size_t)(token.bytes - scan->start)), hex);
-    if (token.size != DIGEST_HEX_BYTES || memcmp(token.bytes, hex, DIGEST_HEX_BYTES) != 0)
+    if ((token.size != DIGEST_HEX_BYTES || memcmp(token.bytes, hex, DIGEST_HEX_BYTES) != 0) &&
+        !MUTANT(MANIFEST_DIGEST_NOT_COMPARED))
         return scan_fault(scan, "the manifest does not match its digest of itself");
     return 0;
 }
