@@ -53,6 +53,17 @@
     X(recovery, RECOVERY_DOES_NOT_LOOK, "after a writer's death nobody looks whether the save was published") \
     X(recovery, RECOVERY_DOES_NOT_SYNC, "a checkpoint that was found published is reported before the root is synced") \
     X(recovery, RECOVERY_SWEEPS_UNDER_LOCK, "what a living writer holds locked is swept") \
+    X(replay, REPLAYED_UNDER_OLD_NUMBER, "a replay runs under the number of the attempt that ended") \
+    X(replay_larger, REPLAYED_FROM_FREED_SLOTS, "a save is replayed from slots that were given to others meanwhile") \
+    X(replay, UNCLEAR_TAKEN_FOR_ABSENT, "a name that cannot be looked at counts as free, and the save is written again") \
+    X(replay, HUNG_TAKEN_FOR_DEAD, "a writer that hangs in the kernel counts as dead, and its save is written again") \
+    X(replay, DEATHS_NOT_COUNTED, "writers that die are replaced for ever") \
+    X(pair, OLDER_SAVE_OVERTAKES, "of two saves of one name the one staged later may be replaced by the other") \
+    X(orphans, ORPHAN_NOT_MARKED, "the record of a dead trainer's save does not say so") \
+    X(collect, TAKEN_DOWN_UNSYNCED, "a checkpoint's files are deleted before its new name is durable") \
+    X(collect, TAKEN_DOWN_UNSEEN, "what came under a name meanwhile is deleted for what was there") \
+    X(collect, LIVING_ATTEMPT_COLLECTED, "an attempt that began anew is deleted for the dead one") \
+    X(collect, FOREIGN_FILES_COLLECTED, "files of others are deleted with a checkpoint") \
     X(header_parse, HEADER_LENGTH_UNCHECKED, "the header's length is not checked against the file") \
     X(damage, MANIFEST_DIGEST_NOT_COMPARED, "the manifest's digest of itself is not compared") \
     X(damage, HEADER_DIGEST_NOT_COMPARED, "the header's digest is not compared") \

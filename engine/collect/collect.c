@@ -1,4 +1,5 @@
 /* collect/collect.c - what goes and what stays. See collect.h. */
+#include <base/mutant.h>
 #include <base/names.h>
 #include <claim/claim.h>
 #include <collect/collect.h>
@@ -93,7 +94,7 @@ static void attempt_remove(struct collection *collection, const char *hidden, in
     char gone[GONE_NAME_MAX + 1];
     int error = removal_take_down(&collection->removal, hidden, directory, hidden, gone);
 
-    if (error == 0 && attempt_is_alive(collection->io, collection->root, gone, 0)) {
+    if (error == 0 && !MUTANT(LIVING_ATTEMPT_COLLECTED) && attempt_is_alive(collection->io, collection->root, gone, 0)) {
         error = removal_put_back(&collection->removal, gone, hidden);
         if (error == 0)
             return;

@@ -1,5 +1,6 @@
 /* collect/contents.c - see contents.h. Trusts nobody: names, manifests and kinds of files may be anybody's. */
 #include <base/array.h>
+#include <base/mutant.h>
 #include <base/names.h>
 #include <collect/contents.h>
 #include <errno.h>
@@ -46,7 +47,7 @@ static bool is_listed(const struct manifest *manifest, const char *name)
  * no second name. */
 static bool is_ours(const struct manifest *manifest, bool hidden, const char *name, const struct io_stat *stat)
 {
-    return stat->is_regular && (is_listed(manifest, name) || (hidden && (is_our_name(name) || stat->links > 1)));
+    return stat->is_regular && (MUTANT(FOREIGN_FILES_COLLECTED) || is_listed(manifest, name) || (hidden && (is_our_name(name) || stat->links > 1)));
 }
 
 static int owned_add(struct contents *contents, const char *name, const struct io_stat *stat)

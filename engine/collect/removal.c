@@ -1,5 +1,6 @@
 /* collect/removal.c - see removal.h. */
 #include <base/checked.h>
+#include <base/mutant.h>
 #include <base/names.h>
 #include <claim/claim.h>
 #include <collect/contents.h>
@@ -69,11 +70,11 @@ int removal_take_down(struct removal *removal, const char *name, int directory, 
 
     if (error < 0)
         return error;
-    if (!is_same(removal->io, removal->root, gone, directory)) { /* somebody published under this name in between */
+    if (!MUTANT(TAKEN_DOWN_UNSEEN) && !is_same(removal->io, removal->root, gone, directory)) { /* somebody published under this name in between */
         error = removal_put_back(removal, gone, name);
         return error < 0 ? error : -ENOENT;
     }
-    return file_fsync(removal->io, removal->root);
+    return MUTANT(TAKEN_DOWN_UNSYNCED) ? 0 : file_fsync(removal->io, removal->root);
 }
 
 /* Deleting ------------------------------------------------------------------------------------------------------------- */

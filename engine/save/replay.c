@@ -4,6 +4,7 @@
 #include <arena/arena.h>
 #include <base/checked.h>
 #include <base/failure.h>
+#include <base/mutant.h>
 #include <errno.h>
 #include <save/restart.h>
 #include <save/save.h>
@@ -24,7 +25,7 @@ static enum replay_way way_of(const struct tspool_save *save, enum attempt_end e
 {
     if (save->abandon_wanted || end == ATTEMPT_HELD || save->result.level >= TSPOOL_DURABLE)
         return REPLAY_NOT;
-    if (save->replayable)
+    if (save->replayable || MUTANT(REPLAYED_FROM_FREED_SLOTS))
         return REPLAY_FROM_ARENA;
     return save->result.level < TSPOOL_STAGED && save->staging != TSPOOL_STAGING_CALLER ? REPLAY_RESTAGED : REPLAY_NOT;
 }
@@ -197,7 +198,7 @@ static void replay_begin(struct tspool_save *save)
 {
     cause_keep(save);
     save->intended = (struct tspool_failure)TSPOOL_FAILURE_INIT;
-    save->attempt.number++;
+    save->attempt.number += !MUTANT(REPLAYED_UNDER_OLD_NUMBER);
     save->staged_sent = 0;
     for (uint32_t chunk = 0; chunk < save_plan(save)->chunk_count; chunk++)
         if (save->chunks[chunk] == CHUNK_RELEASED)
@@ -277,7 +278,7 @@ void attempt_recovered(struct supervisor *supervisor, struct tspool_save *save)
         save_reach(save, TSPOOL_PUBLISHED, io_now(supervisor->io));
         replay_supersede(save);
         save_decide(save, TSPOOL_OUTCOME_PUBLISHED, NULL);
-    } else if (save->recovery.outcome == RECOVERY_UNCLEAR) {
+    } else if (save->recovery.outcome == RECOVERY_UNCLEAR && !MUTANT(UNCLEAR_TAKEN_FOR_ABSENT)) {
         save_decide(save, TSPOOL_OUTCOME_UNKNOWN, &save->intended);
     } else if (save->recovery.outcome == RECOVERY_HELD) {
         held_decide(save);

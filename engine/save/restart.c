@@ -3,6 +3,7 @@
 
 #include <base/checked.h>
 #include <base/failure.h>
+#include <base/mutant.h>
 #include <errno.h>
 #include <save/replay.h>
 #include <save/save.h>
@@ -68,7 +69,7 @@ static void writer_lost(struct supervisor *supervisor, const struct tspool_failu
     struct tspool_failure record = TSPOOL_FAILURE_INIT;
 
     roster->presence = WRITER_ABSENT;
-    supervisor->deaths++;
+    supervisor->deaths += !MUTANT(DEATHS_NOT_COUNTED);
     supervisor->restart_due_ns = io_now(supervisor->io) + backoff(supervisor->deaths);
     if (roster->want_writer) {
         writer_refuse(supervisor, failure);
@@ -137,7 +138,7 @@ static void death_describe(const struct supervisor *supervisor, const char *how,
 
 static unsigned attempts_end(struct supervisor *supervisor, const struct tspool_failure *failure)
 {
-    enum attempt_end end = supervisor->link.dead ? ATTEMPT_DIED : ATTEMPT_HELD;
+    enum attempt_end end = supervisor->link.dead || MUTANT(HUNG_TAKEN_FOR_DEAD) ? ATTEMPT_DIED : ATTEMPT_HELD;
     unsigned count = 0;
 
     for (struct tspool_save *save = supervisor->roster->first; save; save = save->next_active)

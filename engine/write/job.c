@@ -98,7 +98,7 @@ static enum job_state state_after_failure(const struct job *job)
  * one. Not in the order of BEGIN: one that is not staged yet may wait for slots that this one gives back when it is durable. */
 static bool is_behind_another(const struct job *job)
 {
-    const struct job *other = job->writer->first_job;
+    const struct job *other = MUTANT(OLDER_SAVE_OVERTAKES) ? NULL : job->writer->first_job;
 
     while (other && !(other->turn && other->turn < job->turn && strcmp(other->name, job->name) == 0))
         other = other->next;

@@ -31,6 +31,8 @@ void part_write(struct job *job)
 /* Before the record's state it marks itself; from JOB_UNCOVER on the record is on its way out. */
 void part_mark(struct job *job)
 {
+    if (MUTANT(ORPHAN_NOT_MARKED))
+        return;
     if (job->is_orphan || job->failed || job->state <= JOB_LOCK || job->state >= JOB_UNCOVER)
         return;
     job->is_orphan = true;

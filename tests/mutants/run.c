@@ -292,7 +292,9 @@ int main(int argc, char **argv)
     printf("TAP version 13\n");
     well = workers_run(tests_try_alone);
     printf("%s 1 - without any bug all %u tests pass\n", well ? "ok" : "not ok", test_count);
-    if (well && !workers_run(worker_main))
+    if (!well)
+        return EXIT_FAILURE; /* nothing that fails now would say anything */
+    if (!workers_run(worker_main))
         well = false;
     for (unsigned i = MUTANT_NONE + 1; i < MUTANT_END; i++)
         if (!shared->verdicts[i].skipped)

@@ -65,7 +65,7 @@ Test(supervisor, resolves_once_and_gives_the_slots_back_at_durable)
     scripted_say_kind(&scripted, MESSAGE_WRITTEN);
     scripted_turn(&scripted);
     cr_assert_eq(result()->level, TSPOOL_WRITTEN);
-    cr_assert_eq(arena_acquire_run(scripted.arena, 4, &first, NULL), -EAGAIN); /* written is not durable */
+    cr_assert_eq(arena_acquire_run(scripted.arena, 6, &first, NULL), -EAGAIN); /* written is not durable */
     scripted_say_kind(&scripted, MESSAGE_DURABLE);
     scripted_turn(&scripted);
     cr_assert_eq(result()->level, TSPOOL_DURABLE);
