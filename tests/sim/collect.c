@@ -4,7 +4,9 @@
  */
 #include "crash_watch.h"
 #include "sim_party.h"
+#include "sim_world.h"
 
+#include <base/names.h>
 #include <collect/collect.h>
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -223,6 +225,112 @@ Test(collect, keeps_the_newest_and_removes_the_rest_whatever_the_order_of_comple
         cr_assert_eq(run.told.left + run.told.failed, 0);
         sim_disk_destroy(after);
     }
+    fixture_deinit(&fixture);
+}
+
+/* Files that the manifest does not list: one stays with what it lies in, whatever else is collected. */
+Test(collect, checkpoint_with_a_file_of_somebody_else_keeps_it)
+{
+    struct fixture fixture;
+    struct sim_disk *after;
+    uint32_t directory, file;
+    struct run run = { .seed = 1 };
+
+    fixture_init(&fixture, SIM_STRICT);
+    cr_assert_eq(sim_disk_walk(fixture.disk, SIM_ROOT, SCENE_ROOT "/c1", &directory), 0);
+    cr_assert_eq(sim_disk_make(fixture.disk, directory, "tokenizer.json", false, &file), 0);
+    sim_disk_sync_all(fixture.disk);
+    after = collect_once(&fixture, sim_disk_clone(fixture.disk), &run);
+    cr_assert_eq(run.result, 0);
+    cr_assert(!is_absent(tree_at(after, SCENE_ROOT "/c1/tokenizer.json")), "it was deleted");
+    cr_assert_eq(run.told.left, 1);
+    sim_disk_destroy(after);
+    fixture_deinit(&fixture);
+}
+
+/* A save replaces c1 between two looks of the collector: what it then renames is not what it looked at. */
+struct replacing { unsigned looks, at; };
+
+static void replacing_look(struct sim_world *world, const struct sim_seen *seen, void *context)
+{
+    struct sim_disk *disk = sim_world_disk(world);
+    struct replacing *replacing = context;
+    uint32_t root;
+
+    if ((seen->kind != OP_OPEN && seen->kind != OP_LIST && seen->kind != OP_STAT) || replacing->looks++ != replacing->at)
+        return;
+    cr_assert_eq(sim_disk_walk(disk, SIM_ROOT, SCENE_ROOT, &root), 0);
+    if (sim_disk_rename(disk, root, "c1", root, "replaced", RENAME_PLAIN) == 0)
+        cr_assert_eq(sim_disk_rename(disk, root, "c4", root, "c1", RENAME_PLAIN), 0);
+}
+
+Test(collect, what_was_published_between_two_looks_stays)
+{
+    struct replacing replacing = { .at = 0 };
+    struct fixture fixture;
+
+    fixture_init(&fixture, SIM_STRICT);
+    do {
+        struct run run = { .seed = 1, .look = replacing_look, .context = &replacing };
+        struct sim_disk *after;
+
+        replacing.looks = 0;
+        after = collect_once(&fixture, sim_disk_clone(fixture.disk), &run);
+        cr_assert(digest_equal(tree_of(after, "c1"), fixture.trees[3]) || digest_equal(tree_of(after, "c4"), fixture.trees[3]),
+                  "replaced after look %u: the newest is gone", replacing.at);
+        sim_disk_destroy(after);
+    } while (++replacing.at < replacing.looks);
+    cr_assert_geq(replacing.at, 50, "only %u looks", replacing.at);
+    fixture_deinit(&fixture);
+}
+
+/* Another rank of a dead attempt begins anew, in the same directory, between two looks: from then on it lives. */
+struct reviving { unsigned looks, at; bool lives; char hidden[300]; };
+
+static void reviving_look(struct sim_world *world, const struct sim_seen *seen, void *context)
+{
+    struct reviving *reviving = context;
+    char part[400];
+    struct io *writer;
+    uint32_t inode;
+
+    if ((seen->kind != OP_OPEN && seen->kind != OP_LIST && seen->kind != OP_STAT) || reviving->looks++ != reviving->at)
+        return;
+    snprintf(part, sizeof(part), "%s/tspool.part-00001", reviving->hidden);
+    if (sim_disk_walk(sim_world_disk(world), SIM_ROOT, part, &inode))
+        return; /* it has been taken down already */
+    writer = sim_io_create(world, "writer", 1);
+    handle_object(sim_io_of(writer), sim_open(writer, part))->locked = true;
+    io_destroy(writer); /* the handle, and the lock, stay */
+    reviving->lives = true;
+}
+
+Test(collect, attempt_that_begins_anew_between_two_looks_stays)
+{
+    struct reviving reviving = { .at = 0 };
+    struct fixture fixture;
+    uint8_t save_id[16];
+    char hidden[HIDDEN_NAME_MAX + 1];
+    unsigned lived = 0;
+
+    fixture_init(&fixture, SIM_STRICT);
+    scene_save_id(77, save_id);
+    hidden_name_make("dead", save_id, hidden);
+    snprintf(reviving.hidden, sizeof(reviving.hidden), SCENE_ROOT "/%s", hidden);
+    do {
+        struct run run = { .seed = 1, .look = reviving_look, .context = &reviving };
+        struct sim_disk *after;
+
+        reviving.looks = 0;
+        reviving.lives = false;
+        after = collect_once(&fixture, sim_disk_clone(fixture.disk), &run);
+        cr_assert(!reviving.lives || digest_equal(tree_at(after, reviving.hidden), tree_at(fixture.disk, reviving.hidden)),
+                  "begun after look %u: it was collected", reviving.at);
+        lived += reviving.lives;
+        reviving.at++;
+        sim_disk_destroy(after);
+    } while (reviving.lives); /* until it comes too late: it has been taken down */
+    cr_assert_geq(lived, 10, "only %u lived", lived);
     fixture_deinit(&fixture);
 }
 
