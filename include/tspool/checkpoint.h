@@ -22,7 +22,9 @@ struct tspool_checkpoint_options {
     uint32_t depth;            /* reads in flight; 0: 32 */
     uint32_t hash_threads;     /* threads that check leaves; 0: 2, or 1 on a single core */
     uint8_t buffered;          /* nonzero: never O_DIRECT */
-    uint8_t unverified;        /* nonzero: do not check digests; explicit, never the default */
+    uint8_t unverified;        /* nonzero: do not check digests of tensors and objects; explicit, never the default. Headers,
+                                * sizes and the manifest are checked all the same. Also the only way to open what has
+                                * digests and has lost its manifest, as the plain folder that it is without it */
     uint8_t tolerant;          /* nonzero: open in spite of missing and damaged files, for tspool_checkpoint_verify, which
                                 * names them: their tensors are then absent. Never load from such a checkpoint */
 };
