@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define SLICE_BYTES ((uint64_t)256 << 20)
 #define BARE_NS 60000000000 /* an attempt without a part record is taken for dead when nothing touched it for so long */
@@ -137,13 +138,41 @@ static void attempt_sweep(struct collection *collection, const char *hidden)
     file_close(collection->io, directory);
 }
 
+static bool is_old(int64_t mtime_ns)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec - mtime_ns >= BARE_NS;
+}
+
+/* A writer that died at its start left a file: true when it is one. A young one may be a living writer's. */
+static bool probe_sweep(struct collection *collection, const char *hidden, const char *name)
+{
+    struct io_stat stat = { 0 };
+    struct op unlink = { .kind = OP_UNLINK, .handle = collection->root, .name = hidden };
+    int error = 0;
+
+    if (strcmp(name, PROBE_NAME) != 0 || file_stat(collection->io, collection->root, hidden, &stat) < 0 || stat.is_directory)
+        return false;
+    if (!stat.is_regular || !is_old(stat.mtime_ns))
+        return true;
+    if (!collection->settings->dry_run)
+        error = (int)io_call(collection->io, &unlink);
+    if (error < 0 && error != -ENOENT)
+        failed(collection, hidden, "cannot be removed", error);
+    else
+        tell(collection, COLLECT_SWEPT, hidden, stat.size);
+    return true;
+}
+
 static void dead_sweep(struct collection *collection, const struct io_list *list)
 {
     char name[CHECKPOINT_NAME_MAX + 1];
     uint8_t save_id[16];
 
     for (size_t i = 0; i < list->count && !is_stopped(collection); i++)
-        if (hidden_name_parse(list->names[i], name, save_id))
+        if (hidden_name_parse(list->names[i], name, save_id) && !probe_sweep(collection, list->names[i], name))
             attempt_sweep(collection, list->names[i]);
 }
 

@@ -7,6 +7,7 @@
 
 #include <base/checked.h>
 #include <base/failure.h>
+#include <base/names.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -164,7 +165,7 @@ void probe_start(struct writer *writer)
     uint8_t id[16];
 
     io_random(writer->io, id, sizeof(id));
-    hidden_name_make("tspool.probe", id, writer->probe.name);
+    hidden_name_make(PROBE_NAME, id, writer->probe.name);
     writer->probe.handle = -1;
     writer->probe.direct = !writer->settings.hello.buffered;
     probe_open(writer);

@@ -422,6 +422,21 @@ def gc_keeps_the_newest_and_sweeps_the_dead_only(root):
 
 
 @test
+def gc_sweeps_the_file_of_a_writer_that_died_at_its_start(root):
+    """It probes the root with a file whose name has an attempt's form; gc took that for a directory, and failed for ever."""
+    checkpoint(root, "a", 1)
+    old, young, others = (f"{root}/runs/.{name}.{digit * 32}" for name, digit in (("tspool.probe", "0"), ("tspool.probe", "1"), ("x", "2")))
+    for path in (old, young, others):
+        open(path, "w").write("probe")
+    os.utime(old, (0, 0))
+    os.utime(others, (0, 0))
+    assert "would have swept" in done(tspool("gc", f"{root}/runs", "--keep", 1, "--dry-run")) and os.path.exists(old)
+    done(tspool("gc", f"{root}/runs", "--keep", 1))
+    assert not os.path.exists(old) and os.path.exists(young), "a young one may be a living writer's"
+    assert os.path.exists(others), "what is not ours stays"
+
+
+@test
 def gc_leaves_a_checkpoint_that_holds_files_of_others(root):
     for step in (1, 2, 3):
         checkpoint(root, f"s{step}", step)
