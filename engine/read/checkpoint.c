@@ -125,13 +125,19 @@ static int directory_load(struct tspool_checkpoint *checkpoint, struct io *io, s
     return huggingface_load(checkpoint, io, failure);
 }
 
-/* A name that is missing may be one whose replacement was interrupted: then it is put back first. */
+/* A name that is missing may be one whose replacement was interrupted: then it is put back first. Why it could not be
+ * may say more than that it is missing. */
 static int path_stat(struct tspool_checkpoint *checkpoint, struct io *io, struct io_stat *stat, struct tspool_failure *failure)
 {
-    int error = file_stat(io, IO_CWD, checkpoint->path, stat);
+    int error = file_stat(io, IO_CWD, checkpoint->path, stat), repaired;
 
-    if (error == -ENOENT && path_repair(io, checkpoint->path) == 0)
-        error = file_stat(io, IO_CWD, checkpoint->path, stat);
+    if (error == -ENOENT) {
+        repaired = path_repair(io, checkpoint->path);
+        if (repaired == 0)
+            error = file_stat(io, IO_CWD, checkpoint->path, stat);
+        else if (!error_is_no_checkpoint(repaired))
+            error = repaired;
+    }
     if (error < 0)
         return failure_set(failure, TSPOOL_STAGE_READ, -error, FAILURE_AT(.operation = "open", .path = checkpoint->path),
                            error == -ENOENT ? "There is nothing of that name." : NULL);

@@ -85,6 +85,12 @@ int files_allocate(struct tspool_checkpoint *checkpoint, size_t count, struct ts
 int file_load(struct tspool_checkpoint *checkpoint, struct io *io, struct checkpoint_file *file, const char *name,
               const struct manifest_file *listed, struct tspool_failure *failure);
 void file_deinit(struct checkpoint_file *file, struct io *io);
+/* Damage and absence can be looked past, and be found; no memory, too many open files, a newer format cannot. */
+bool error_is_damage(int error);
+/* What says that a directory is no checkpoint, or a damaged one. Anything else (EIO, ESTALE, no memory, a newer format) must
+ * not pass for that: the trainer would resume from an older one, or from scratch, and nobody would know. EACCES is for
+ * "lost+found". */
+bool error_is_no_checkpoint(int error);
 /* Takes note of a failure that a tolerant open goes on after: 0 when noted, else `error` again. */
 int finding_note(struct tspool_checkpoint *checkpoint, int error, const char *file, uint64_t size,
                  struct tspool_failure *failure);

@@ -102,17 +102,21 @@ void file_deinit(struct checkpoint_file *file, struct io *io)
     source_close(io, &file->source);
 }
 
-/* Damage and absence can be looked past; no memory, too many open files, a newer format cannot. */
-static bool is_tolerable(int error)
+bool error_is_damage(int error)
 {
     return error == -EBADMSG || error == -ENOENT || error == -EIO || error == -EISDIR || error == -ELOOP || error == -EACCES;
+}
+
+bool error_is_no_checkpoint(int error)
+{
+    return error == -ENOENT || error == -ENOTDIR || error == -ELOOP || error == -EISDIR || error == -EBADMSG || error == -EACCES;
 }
 
 int finding_note(struct tspool_checkpoint *checkpoint, int error, const char *file, uint64_t size, struct tspool_failure *failure)
 {
     struct finding finding = { .kind = error == -ENOENT ? TSPOOL_DAMAGE_MISSING : TSPOOL_DAMAGE_FILE, .bytes = size };
 
-    if (error == 0 || !checkpoint->tolerant || !is_tolerable(error))
+    if (error == 0 || !checkpoint->tolerant || !error_is_damage(error))
         return error;
     finding.file_offset = failure->file_offset == TSPOOL_NO_OFFSET ? 0 : failure->file_offset;
     finding.bytes = finding.file_offset < size ? size - finding.file_offset : 0;

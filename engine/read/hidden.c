@@ -27,18 +27,21 @@ static int hidden_sequence(struct io *io, int root, const char *hidden, uint64_t
     return error;
 }
 
-/* The newest whole hidden directory of `name` in the list, and how many there are. */
-static size_t hidden_candidates(struct io *io, int root, const struct io_list *list, const char *name, const char **newest)
+/* The newest whole hidden directory of `name` in the list, and how many there are; -errno when one cannot be looked at. */
+static int hidden_candidates(struct io *io, int root, const struct io_list *list, const char *name, const char **newest)
 {
     char base[CHECKPOINT_NAME_MAX + 1];
     uint8_t save_id[16];
     uint64_t best = 0, sequence = 0;
-    size_t count = 0;
+    int count = 0, error;
 
     for (size_t i = 0; i < list->count; i++) {
         if (!hidden_name_parse(list->names[i], base, save_id) || strcmp(base, name) != 0)
             continue;
-        if (hidden_sequence(io, root, list->names[i], &sequence) < 0)
+        error = hidden_sequence(io, root, list->names[i], &sequence);
+        if (error < 0 && !error_is_no_checkpoint(error))
+            return error;
+        if (error < 0)
             continue;
         if (count++ == 0 || sequence > best) {
             best = sequence;
@@ -75,8 +78,10 @@ int name_repair(struct io *io, int root, const char *name)
     const char *newest = NULL;
     int error = directory_list(io, root, &list);
 
-    if (error == 0 && hidden_candidates(io, root, &list, name, &newest) < 2)
-        error = -ENOENT;
+    if (error == 0)
+        error = hidden_candidates(io, root, &list, name, &newest);
+    if (error >= 0)
+        error = error < 2 ? -ENOENT : 0;
     for (unsigned look = 0; look < REPAIR_LOOKS && error == 0 && !stands(io, root, name); look++)
         pause_for(io, REPAIR_PAUSE_NS);
     if (error == 0 && !stands(io, root, name))
@@ -85,8 +90,8 @@ int name_repair(struct io *io, int root, const char *name)
     return error == -ENOENT && stands(io, root, name) ? 0 : error;
 }
 
-/* "runs/a/" -> "runs" and "a"; "a" -> "." and "a". False when the last component cannot be a checkpoint's name. */
-static bool path_split(const char *path, char **parent, char **name)
+/* "runs/a/" -> "runs" and "a"; "a" -> "." and "a". 0; -ENOENT when the last component cannot be a checkpoint's name. */
+static int path_split(const char *path, char **parent, char **name)
 {
     size_t end = strlen(path), start;
     const char *reason;
@@ -97,16 +102,18 @@ static bool path_split(const char *path, char **parent, char **name)
         ;
     *name = strndup(path + start, end - start);
     *parent = start ? strndup(path, start) : strdup(".");
-    return *name && *parent && checkpoint_name_check(*name, &reason) == 0;
+    if (!*name || !*parent)
+        return -ENOMEM;
+    return checkpoint_name_check(*name, &reason) == 0 ? 0 : -ENOENT;
 }
 
 int path_repair(struct io *io, const char *path)
 {
     char *parent = NULL, *name = NULL;
-    int error = -ENOENT, root = -1;
+    int error = path_split(path, &parent, &name), root = -1;
 
-    if (path_split(path, &parent, &name))
-        root = file_open(io, IO_CWD, parent, OPEN_READ | OPEN_DIRECTORY);
+    if (error == 0)
+        root = error = file_open(io, IO_CWD, parent, OPEN_READ | OPEN_DIRECTORY);
     if (root >= 0)
         error = name_repair(io, root, name);
     file_close(io, root);

@@ -74,21 +74,14 @@ static int ranked_make(const struct manifest *manifest, const char *name, struct
     return ranked->name ? 0 : -ENOMEM;
 }
 
-/* What says that a directory is no checkpoint, or a damaged one. Anything else (EIO, ESTALE, no memory, a newer format) must
- * not pass for that: the trainer would resume from an older one and nobody would know. EACCES is for "lost+found". */
-static bool is_no_candidate(int error)
-{
-    return error == -ENOENT || error == -ENOTDIR || error == -ELOOP || error == -EISDIR || error == -EBADMSG || error == -EACCES;
-}
-
 static int candidate_read(struct io *io, int directory, const char *path, const char *name, struct ranked *ranked,
                           struct tspool_failure *failure)
 {
     struct manifest manifest = { 0 };
     int error = manifest_load(io, directory, path, &manifest, failure);
 
-    if (error == 0)
-        error = ranked_make(&manifest, name, ranked);
+    if (error == 0 && ranked_make(&manifest, name, ranked) < 0)
+        error = root_refuse(path, -ENOMEM, failure);
     manifest_deinit(&manifest);
     return error;
 }
@@ -102,15 +95,15 @@ static int candidate_look(struct io *io, int root, const char *root_path, const 
     int directory, error = file_stat(io, root, name, &stat);
 
     if (error < 0 || !stat.is_directory)
-        return error < 0 && !is_no_candidate(error) ? root_refuse(root_path, error, failure) : 1;
+        return error < 0 && !error_is_no_checkpoint(error) ? root_refuse(root_path, error, failure) : 1;
     directory = file_open(io, root, name, OPEN_READ | OPEN_DIRECTORY);
     if (directory < 0)
-        return is_no_candidate(directory) ? 1 : root_refuse(root_path, directory, failure);
+        return error_is_no_checkpoint(directory) ? 1 : root_refuse(root_path, directory, failure);
     path = path_join(root_path, name);
     error = path ? candidate_read(io, directory, path, name, ranked, failure) : root_refuse(root_path, -ENOMEM, failure);
     file_close(io, directory);
     free(path);
-    return is_no_candidate(error) ? 1 : error;
+    return error_is_no_checkpoint(error) ? 1 : error;
 }
 
 static int ranking_fill(struct io *io, int root, const char *root_path, const struct io_list *list, struct ranking *ranking,

@@ -239,11 +239,16 @@ static void transfer_done(struct reader *reader, struct transfer *transfer, int6
 
 static void reader_take(struct reader *reader, const struct completion *completion)
 {
+    struct job *job = completion->op->owner;
+
     reader->in_flight--;
-    if (completion->op->kind == OP_READ)
+    if (completion->op->kind == OP_READ) {
         transfer_done(reader, completion->op->owner, completion->result);
-    else
-        job_finish(reader, completion->op->owner);
+        return;
+    }
+    if (completion->result < 0) /* nothing was checked or copied out */
+        job_fail(job, (int)completion->result, job->begin);
+    job_finish(reader, job);
 }
 
 /* The run ------------------------------------------------------------------------------------------------------------ */

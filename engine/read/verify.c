@@ -54,6 +54,14 @@ static int find(struct verification *verification, const struct tspool_damage *d
     return verification->on_damage ? verification->on_damage(verification->context, damage) : 0;
 }
 
+/* What keeps us from looking is no damage: the verification ends with it. */
+static int trouble(struct verification *verification, int error, const struct tspool_failure *failure)
+{
+    if (!verification->recorded)
+        *verification->failure = *failure;
+    return error;
+}
+
 /* A file that could not be read as its description says. */
 static int find_file(struct verification *verification, const char *file, uint64_t size, int error,
                      const struct tspool_failure *failure)
@@ -62,7 +70,7 @@ static int find_file(struct verification *verification, const char *file, uint64
     struct tspool_damage damage = { .kind = error == -ENOENT ? TSPOOL_DAMAGE_MISSING : TSPOOL_DAMAGE_FILE, .file = file,
                                     .file_offset = offset, .bytes = size > offset ? size - offset : 0, .reason = failure->cause };
 
-    return find(verification, &damage);
+    return error_is_damage(error) ? find(verification, &damage) : trouble(verification, error, failure);
 }
 
 static int find_earlier(struct verification *verification)
@@ -191,6 +199,8 @@ static int object_verify(struct verification *verification, const struct manifes
     source_close(verification->io, &source);
     free(path);
     progress(verification, object->size);
+    if (error < 0 && !error_is_damage(error))
+        return trouble(verification, error, &failure);
     if (error == 0 || !is_open) /* that the file is missing was said when it was looked at */
         return 0;
     return find(verification, &(struct tspool_damage){ .kind = TSPOOL_DAMAGE_FILE, .tensor = NULL, .file = object->file,
