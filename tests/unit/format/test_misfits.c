@@ -71,12 +71,22 @@ static int index_take(const char *text, size_t size)
     return error;
 }
 
+/* Sealed again: damage is not what is wrong with it. */
 static int manifest_take(const char *text, size_t size)
 {
+    static const char member[] = ",\"digest\":\"", tail[] = "\"}";
+    size_t self = size - 1 + strlen(member);
+    char *sealed = malloc(self + DIGEST_HEX_BYTES + sizeof tail);
     struct manifest parsed = { .version = 99 };
     const char *reason = NULL;
-    int error = manifest_parse(text, size, &parsed, &reason);
+    int error;
 
+    memcpy(sealed, text, size - 1);
+    memcpy(sealed + size - 1, member, strlen(member));
+    manifest_seal(sealed, self);
+    strcpy(sealed + self + DIGEST_HEX_BYTES, tail);
+    error = manifest_parse(sealed, strlen(sealed), &parsed, &reason);
+    free(sealed);
     if (error < 0)
         cr_assert(reason && parsed.version == 99);
     else

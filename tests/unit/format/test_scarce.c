@@ -72,9 +72,9 @@ static size_t text_size;
 
 static int manifest_text_make(char **json, size_t *size)
 {
-    size_t patch[1];
+    size_t patch[1], self;
 
-    return manifest_build(&sample, json, size, patch);
+    return manifest_build(&sample, json, size, patch, &self);
 }
 
 static int manifest_emits(void)
