@@ -148,22 +148,42 @@ static void objects_mend(struct memory_io *memory, struct manifest *manifest)
     }
 }
 
+/* As it is, or with its right digest added as the last member. */
+static int manifest_take(const struct memory_file *file, struct manifest *manifest)
+{
+    static const char member[] = ",\"digest\":\"", tail[] = "\"}";
+    size_t self = file->size - 1 + sizeof member - 1, size = self + DIGEST_HEX_BYTES + sizeof tail - 1;
+    const char *reason;
+    char *text;
+    int error = manifest_parse((const char *)file->bytes, file->size, manifest, &reason);
+
+    if (error == 0 || file->size == 0)
+        return error;
+    text = malloc(size);
+    memcpy(text, file->bytes, file->size - 1);
+    memcpy(text + file->size - 1, member, sizeof member - 1);
+    manifest_seal(text, self);
+    memcpy(text + self + DIGEST_HEX_BYTES, tail, sizeof tail - 1);
+    error = manifest_parse(text, size, manifest, &reason);
+    free(text);
+    return error;
+}
+
 static void mend(struct memory_io *memory, bool digests_too)
 {
     const struct memory_file *file = memory_io_find(memory, MANIFEST_NAME);
     struct manifest manifest;
-    const char *reason;
-    size_t *patch, size;
+    size_t *patch, size, self;
     char *json;
 
-    if (!file || manifest_parse((const char *)file->bytes, file->size, &manifest, &reason))
+    if (!file || manifest_take(file, &manifest))
         return;
     if (digests_too)
         digests_mend(memory, &manifest);
     listed_mend(memory, &manifest);
     objects_mend(memory, &manifest);
     patch = calloc(manifest.digests_count + 1, sizeof *patch);
-    require(manifest_build(&manifest, &json, &size, patch) == 0);
+    require(manifest_build(&manifest, &json, &size, patch, &self) == 0);
     file_set(memory, MANIFEST_NAME, json, size);
     free(patch);
     free(json);
