@@ -130,20 +130,25 @@ static int ranking_fill(struct io *io, int root, const char *root_path, const st
     return 0;
 }
 
-/* Puts names back whose replacement was interrupted. */
-static void names_repair(struct io *io, int root, const struct io_list *list)
+/* Puts names back whose replacement was interrupted. 0, or why one could not be: it may be the newest. */
+static int names_repair(struct io *io, int root, const struct io_list *list)
 {
     char name[CHECKPOINT_NAME_MAX + 1], last[CHECKPOINT_NAME_MAX + 1] = "";
     uint8_t save_id[16];
     struct io_stat stat = { 0 };
+    int error = 0;
 
-    for (size_t i = 0; i < list->count; i++) {
+    for (size_t i = 0; i < list->count && error == 0; i++) {
         if (!hidden_name_parse(list->names[i], name, save_id) || strcmp(name, last) == 0)
             continue;
         strcpy(last, name);
-        if (file_stat(io, root, name, &stat) == -ENOENT)
-            name_repair(io, root, name);
+        error = file_stat(io, root, name, &stat);
+        if (error == -ENOENT)
+            error = name_repair(io, root, name);
+        if (error_is_no_checkpoint(error))
+            error = 0;
     }
+    return error;
 }
 
 int root_open(struct io *io, const char *root, struct tspool_failure *failure)
@@ -166,10 +171,11 @@ int ranking_below(struct io *io, int root, const char *root_path, struct ranking
     int error = directory_list(io, root, &list);
 
     if (error == 0) {
-        names_repair(io, root, &list);
+        error = names_repair(io, root, &list);
         io_list_free(&list);
         list = (struct io_list){ 0 };
-        error = directory_list(io, root, &list);
+        if (error == 0)
+            error = directory_list(io, root, &list);
     }
     if (error < 0)
         return root_refuse(root_path, error, failure);

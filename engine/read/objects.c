@@ -10,10 +10,11 @@ size_t tspool_checkpoint_object_count(const struct tspool_checkpoint *checkpoint
 int tspool_checkpoint_object(const struct tspool_checkpoint *checkpoint, size_t number, const char **name, const char **kind,
                              uint64_t *size)
 {
-    const struct manifest_object *object = &checkpoint->manifest.objects[number];
+    const struct manifest_object *object;
 
     if (number >= checkpoint->manifest.object_count)
         return -ENOENT;
+    object = &checkpoint->manifest.objects[number];
     *name = object->name;
     *kind = object->kind;
     *size = object->size;

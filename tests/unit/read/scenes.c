@@ -3,6 +3,7 @@
 
 #include <base/names.h>
 #include <dirent.h>
+#include <fcntl.h>
 #include <read/read.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -245,6 +246,8 @@ static int newest_run(struct io *io, const char *root, struct tspool_failure *fa
 
 /* One whose replacement was interrupted, where two directories cannot be exchanged ------------------------------------- */
 
+static const struct timespec long_ago[2] = { { .tv_sec = 1 }, { .tv_sec = 1 } };
+
 static void interrupted_make(const char *root)
 {
     struct made_checkpoint newer = { tensors + 3, 2, .step = "7", .sequence = 9, .save_id = 7 };
@@ -254,6 +257,8 @@ static void interrupted_make(const char *root)
     scratch_remove(path_of(root, HIDDEN_A));
     made_checkpoint(path_of(root, HIDDEN_A), &newer);
     made_checkpoint(path_of(root, HIDDEN_B), &older);
+    utimensat(AT_FDCWD, path_of(root, HIDDEN_A), long_ago, 0); /* young, they would be waited for */
+    utimensat(AT_FDCWD, path_of(root, HIDDEN_B), long_ago, 0);
 }
 
 static int interrupted_run(struct io *io, const char *root, struct tspool_failure *failure)
@@ -266,6 +271,28 @@ static int interrupted_run(struct io *io, const char *root, struct tspool_failur
     return error;
 }
 
+/* The same, looked for among others ------------------------------------------------------------------------------------ */
+
+static void hidden_newest_make(const char *root)
+{
+    struct made_checkpoint other = { tensors + 3, 2, .step = "5", .sequence = 1, .save_id = 5 };
+
+    interrupted_make(root);
+    made_checkpoint(path_of(root, "five"), &other);
+    scratch_remove(path_of(root, "six"));
+    scratch_remove(path_of(root, "seven"));
+}
+
+static int hidden_newest_run(struct io *io, const char *root, struct tspool_failure *failure)
+{
+    char *path = NULL;
+    int error = io ? latest_on(io, root, &path, failure) : tspool_latest(root, &path, failure);
+
+    cr_assert(error < 0 || strcmp(path, path_of(root, "step")) == 0, "an older one: %s", path);
+    free(path);
+    return error;
+}
+
 const struct scene scenes[] = {
     { "whole", whole_make, whole_run, 0 },
     { "damaged", damaged_make, damaged_run, -EBADMSG },
@@ -275,5 +302,6 @@ const struct scene scenes[] = {
     { "file", file_make, file_run, 0 },
     { "newest", several_make, newest_run, 0, .forgiving = true },
     { "interrupted", interrupted_make, interrupted_run, 0, .pauses = true, .forgiving = true },
+    { "newest, interrupted", hidden_newest_make, hidden_newest_run, 0, .pauses = true, .forgiving = true },
 };
 const size_t scene_count = sizeof scenes / sizeof *scenes;

@@ -226,7 +226,16 @@ Test(message, begin_is_held_to_a_checkpoint_name_and_possible_sizes)
 Test(message, chunks_slots_progress_and_failures_are_held_to_their_ranges)
 {
     REFUSES(MESSAGE_STAGED, m.staged.chunk = UINT32_MAX);
+    REFUSES(MESSAGE_STAGED, m.staged.slot = UINT32_MAX);
     REFUSES(MESSAGE_RELEASED, m.released.slot = UINT32_MAX);
+    REFUSES(MESSAGE_RELEASED, m.released.chunk = UINT32_MAX);
+    REFUSES(MESSAGE_PREPARED, m.progress.registered = 2);
+    REFUSES(MESSAGE_READY, m.ready.direct = 2);
+    REFUSES(MESSAGE_READY, m.ready.registered = 2);
+    REFUSES(MESSAGE_READY, m.ready.error = -1);
+    REFUSES(MESSAGE_READY, m.ready.error = 4096);
+    REFUSES(MESSAGE_BEGIN, m.begin.hash_late = 2);
+    REFUSES(MESSAGE_FAILED, m.failure.error = 4096);
     REFUSES(MESSAGE_WRITTEN, m.progress.direct = 2);
     REFUSES(MESSAGE_DURABLE, m.progress.short_writes = 1);
     REFUSES(MESSAGE_FAILED, m.failure.error = 0);
