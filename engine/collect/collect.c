@@ -150,7 +150,6 @@ static bool is_old(int64_t mtime_ns)
 static bool probe_sweep(struct collection *collection, const char *hidden, const char *name)
 {
     struct io_stat stat = { 0 };
-    struct op unlink = { .kind = OP_UNLINK, .handle = collection->root, .name = hidden };
     int error = 0;
 
     if (strcmp(name, PROBE_NAME) != 0 || file_stat(collection->io, collection->root, hidden, &stat) < 0 || stat.is_directory)
@@ -158,7 +157,7 @@ static bool probe_sweep(struct collection *collection, const char *hidden, const
     if (!stat.is_regular || !is_old(stat.mtime_ns))
         return true;
     if (!collection->settings->dry_run)
-        error = (int)io_call(collection->io, &unlink);
+        error = file_unlink(collection->io, collection->root, hidden, 0);
     if (error < 0 && error != -ENOENT)
         failed(collection, hidden, "cannot be removed", error);
     else
