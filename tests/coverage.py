@@ -6,7 +6,8 @@ What is counted: gcov's branches, both ways of each condition, as gcovr adds the
   - those that the compiler made and no condition in the source stands for (--exclude-unreachable-branches: no code on the line;
     --exclude-throw-branches: none in C, stated for completeness);
   - lines that begin with assert( : the way out of an assertion is a bug's, and no test may take it.
-Processes that end normally write their counters, the writer too; those that the tests kill do not, so the figure is a lower bound.
+Processes that end normally write their counters, the writer too; those that the tests kill do not: the figure is a
+lower bound.
 """
 import collections
 import json
@@ -23,7 +24,8 @@ OPTIONS = ["--exclude-throw-branches", "--exclude-unreachable-branches", "--excl
 def files_measured(source, build):
     """gcovr's own JSON, file by file."""
     filters = [option for room in ROOMS for option in ("--filter", f"{source}/engine/{room}/")]
-    command = [sys.executable, "-m", "gcovr", "--root", source, "--object-directory", build, *OPTIONS, *filters, "--json", "-", build]
+    command = [sys.executable, "-m", "gcovr", "--root", source, "--object-directory", build, *OPTIONS, *filters,
+               "--json", "-", build]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         sys.exit(f"gcovr failed: {run.stderr[-2000:]}")

@@ -17,7 +17,8 @@ SPLICES = [b"", b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"0", b"-", b"+
            b"\\u0000", b"\\ud800", b"\\udc00", b"\\ud83d\\ude00", b"\\u00E9", b"\\/", b"\\x", b"18446744073709551616",
            b"18446744073709551615", b"4294967296", b"9223372036854775808", b"1.0", b"0.0", b"-0", b"1E0",
            b'"__metadata__":{},', b'"__metadata__":{"a":"b"},', b'"\\u005f_metadata__":null,',
-           b'"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},', b'"x":["U8",[0],[0,0]],', b'"dtype":"U8",', b'"dtyp\\u0065":"U8",',
+           b'"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},', b'"x":["U8",[0],[0,0]],', b'"dtype":"U8",',
+           b'"dtyp\\u0065":"U8",',
            b'"y":[[{}]],', b'"y":-0.0e-0,', b'"y":' + b"[" * 126 + b"]" * 126 + b",", b'"y":' + b"[" * 130 + b"]" * 130 + b",",
            b"F32", b"F4", b"f32", b"[" * 200, b"\xc3\xa9", b"\xef\xbb\xbf", b"//", b"/**/", b"'"]
 HUGE = [1 << 31, (1 << 32) - 1, 1 << 32, (1 << 53) + 1, 1 << 61, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, -1]
@@ -40,7 +41,8 @@ def legal_header(chance):
             bits *= extent
         if bits % 8:
             dtype, shape, bits = "U8", [3], 24
-        pairs.append((chance.choice(NAMES) + str(number), {"dtype": dtype, "shape": shape, "data_offsets": [end, end + bits // 8]}))
+        entry = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + bits // 8]}
+        pairs.append((chance.choice(NAMES) + str(number), entry))
         end += bits // 8
     chance.shuffle(pairs)
     if chance.random() < 0.4:

@@ -12,7 +12,8 @@
 
 static const char *const header =
     "{\"__metadata__\":{\"step\":\"1\",\"DCP_SHARDING_INFO\":\"{\\\"a\\\":{\\\"saved_offsets\\\":[7]}}\"},"
-    "\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"b\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[1,5]}}";
+    "\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+    "\"b\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[1,5]}}";
 static const char *const sharding = "{\"a\":{\"saved_offsets\":[7]},\"z\":{\"saved_offsets\":[]}}";
 static const char *const index_text = "{\"metadata\":{\"total_size\":5},\"weight_map\":{\"a\":\"f1\",\"b\":\"f2\"}}";
 #define HEX "\"00112233445566778899aabbccddeeff\""

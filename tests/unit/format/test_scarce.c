@@ -26,7 +26,8 @@ static const struct header_pair pairs[] = { { "step", "1" }, { "tie", "c" } };
 /* Sharding info that names the tensors in another order, so that they are looked up by a table. */
 static const char *const backwards =
     "{\"__metadata__\":{\"DCP_SHARDING_INFO\":\"{\\\"c\\\":{\\\"saved_offsets\\\":[1]},\\\"a\\\":{\\\"saved_offsets\\\":[7]}}\"},"
-    "\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"c\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}";
+    "\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+    "\"c\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}";
 
 static int header_emits(void)
 {

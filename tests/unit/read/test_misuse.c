@@ -131,7 +131,8 @@ static int stop(void *context, const struct tspool_damage *damage)
 Test(misuse, verify_that_is_stopped_stops)
 {
     struct tspool_checkpoint_options options = TSPOOL_CHECKPOINT_OPTIONS_INIT;
-    static const char *const damaged[] = { "step/model-00001-of-00003.safetensors", "step/objects-00001.bin", "step/tspool.digests" };
+    static const char *const damaged[] = { "step/model-00001-of-00003.safetensors", "step/objects-00001.bin",
+                                          "step/tspool.digests" };
     struct tspool_checkpoint *checkpoint;
     unsigned found = 0;
 
