@@ -3,6 +3,7 @@
 
 #include <base/hash.h>
 #include <errno.h>
+#include <fnmatch.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -154,6 +155,14 @@ void objects_name_make(uint32_t rank, char out[SHARD_FILE_NAME_MAX + 1])
     snprintf(out, SHARD_FILE_NAME_MAX + 1, "objects-%05" PRIu64 ".bin", (uint64_t)rank + 1);
 }
 
+void digests_name_make(uint32_t rank, uint32_t world_size, char out[SHARD_FILE_NAME_MAX + 1])
+{
+    if (world_size > 1)
+        snprintf(out, SHARD_FILE_NAME_MAX + 1, DIGESTS_NAME "-%05" PRIu64, (uint64_t)rank + 1);
+    else
+        snprintf(out, SHARD_FILE_NAME_MAX + 1, DIGESTS_NAME);
+}
+
 static const char part_prefix[] = "tspool.part-";
 
 void part_name_make(uint32_t rank, char out[SHARD_FILE_NAME_MAX + 1])
@@ -192,4 +201,44 @@ bool part_manifest_name_parse(const char *name, uint32_t *number)
         return false;
     *number = (uint32_t)value;
     return true;
+}
+
+void part_manifest_name_make(uint32_t rank, char out[SHARD_FILE_NAME_MAX + 1])
+{
+    snprintf(out, SHARD_FILE_NAME_MAX + 1, "%s%05" PRIu64 ".json", part_prefix, (uint64_t)rank + 1);
+}
+
+bool file_name_is_of_rank(const char *name, uint32_t rank)
+{
+    const size_t suffix = sizeof PARTIAL_SUFFIX - 1;
+    char stem[FILE_NAME_BYTES_MAX + 1], made[SHARD_FILE_NAME_MAX + 1];
+    size_t size = strnlen(name, FILE_NAME_BYTES_MAX + 1);
+
+    if (size > FILE_NAME_BYTES_MAX)
+        return false;
+    memcpy(stem, name, size + 1);
+    if (size > suffix && !strcmp(stem + size - suffix, PARTIAL_SUFFIX))
+        stem[size - suffix] = 0;
+    snprintf(made, sizeof made, "shard-%05" PRIu64 "-model-", (uint64_t)rank + 1);
+    if (!strncmp(stem, made, strlen(made)))
+        return true;
+    objects_name_make(rank, made);
+    if (!strcmp(stem, made))
+        return true;
+    digests_name_make(rank, UINT32_MAX, made);
+    if (!strcmp(stem, made))
+        return true;
+    part_manifest_name_make(rank, made);
+    return !strcmp(stem, made);
+}
+
+bool file_name_is_ours(const char *name)
+{
+    static const char *const patterns[] = { "model.safetensors", "model-*.safetensors", "shard-*.safetensors", "objects-*.bin",
+                                            INDEX_NAME, "tspool.*" };
+
+    for (size_t i = 0; i < sizeof(patterns) / sizeof(patterns[0]); i++)
+        if (fnmatch(patterns[i], name, 0) == 0)
+            return true;
+    return false;
 }

@@ -36,11 +36,18 @@ bool gone_name_parse(const char *gone, char *hidden);        /* `hidden` holds H
  * number counts from 1. */
 void shard_name_make(bool sharded, uint32_t rank, uint32_t number, uint32_t count, char out[SHARD_FILE_NAME_MAX + 1]);
 void objects_name_make(uint32_t rank, char out[SHARD_FILE_NAME_MAX + 1]);  /* "objects-00001.bin" for rank 0 */
+/* "tspool.digests" of the only rank; with several "tspool.digests-00001" for rank 0. */
+void digests_name_make(uint32_t rank, uint32_t world_size, char out[SHARD_FILE_NAME_MAX + 1]);
 /* "tspool.part-00001" for rank 0: flock'ed while its job lives. */
 void part_name_make(uint32_t rank, char out[SHARD_FILE_NAME_MAX + 1]);
 bool part_name_is(const char *name);
-/* "tspool.part-00001.json" for rank 0, rank + 1 into *number: what a rank wrote when its part was durable. */
-bool part_manifest_name_parse(const char *name, uint32_t *number);
+/* "tspool.part-00001.json" for rank 0: with several ranks, the manifest of this rank's files alone. */
+void part_manifest_name_make(uint32_t rank, char out[SHARD_FILE_NAME_MAX + 1]);
+bool part_manifest_name_parse(const char *name, uint32_t *number); /* rank + 1 */
+/* A file that this rank of several writes into the directory that all share, its part record aside; ".partial" or not. */
+bool file_name_is_of_rank(const char *name, uint32_t rank);
+/* It has the form of our names: what a replace does not carry over. */
+bool file_name_is_ours(const char *name);
 /* A file name that a manifest or an index may mention: one component, no leading '.', no '/', valid UTF-8. */
 bool file_name_is_safe(const char *name);
 

@@ -12,10 +12,15 @@
  *     "objects": [ {"name", "kind", "rank", "file", "offset", "size", "digest"} ],
  *     "aliases": { "<tied name>": "<stored name>" },
  *     "shards":  { "<name>": [global shape] },    of sharded tensors
+ *     "part": 0, "replace": false,                only in a part, see below
  *     "digest":  "<32 hex>"                       of every byte before its first hex digit
  *   }
  * header_digest covers bytes [0, header_size) of a safetensors file (the length included); for "index" files the whole
  * file. Unknown members are ignored by readers; a larger "tspool_manifest" is refused with -EPROTO.
+ *
+ * With several ranks each one's part record, "tspool.part-<rank + 1>.json", is a manifest of that rank's files alone: it has
+ * the member "part", that rank, and "replace", whether a published checkpoint of the name may be exchanged. The published
+ * manifest is merged from them.
  *
  * "digest" is the last member: after its hex digits come the quote, white space and the closing brace, and nothing else. So
  * the one file that vouches for all others vouches for itself too: no byte of it changes unnoticed.
@@ -24,6 +29,7 @@
 #define FORMAT_MANIFEST_H
 
 #include <base/hash.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <format/safetensors.h>
@@ -51,7 +57,8 @@ struct manifest_alias { const char *alias, *stored; };
 struct manifest_shape { const char *name; uint32_t rank /* dimensions */; const uint64_t *global_shape; }; /* sharded tensors */
 
 struct manifest {
-    uint32_t version, world_size;
+    uint32_t version, world_size, part; /* part: the rank, of a part */
+    bool is_part, replace;              /* replace: of a part */
     uint8_t save_id[16];
     uint64_t sequence, time_seconds;
     struct header_pair *metadata;     size_t metadata_count;

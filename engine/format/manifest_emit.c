@@ -164,6 +164,13 @@ static void put_shapes(struct text *text, const struct manifest *manifest)
     text_put(text, "}", 1);
 }
 
+static void put_part(struct text *text, const struct manifest *manifest)
+{
+    put_number(text, "part", manifest->part);
+    put_member(text, "replace");
+    text_puts(text, manifest->replace ? "true" : "false");
+}
+
 void manifest_seal(char *json, size_t self_patch)
 {
     char hex[DIGEST_HEX_BYTES + 1];
@@ -189,6 +196,8 @@ int manifest_build(const struct manifest *manifest, char **json, size_t *size, s
     put_objects(&text, manifest);
     put_aliases(&text, manifest);
     put_shapes(&text, manifest);
+    if (manifest->is_part)
+        put_part(&text, manifest);
     self = put_digest(&text, "digest", unknown);
     text_puts(&text, "}\n");
     if (!text.failed && text.size > MANIFEST_MAX_BYTES) {

@@ -259,6 +259,16 @@ static int take_time(struct scan *scan, void *to)
     return time_parse(token.bytes, token.size, to) ? 0 : scan_fault(scan, "the time is malformed");
 }
 
+static int take_part(struct scan *scan, void *to)
+{
+    struct manifest *manifest = to;
+
+    manifest->is_part = true;
+    return scan_u32(scan, &manifest->part);
+}
+
+static int take_replace(struct scan *scan, void *to) { return scan_bool(scan, to); }
+
 /* The whole -------------------------------------------------------------------------------------------------------- */
 
 struct front { uint64_t version; struct scan_token digest; /* bytes: NULL when there is none */ };
@@ -328,6 +338,8 @@ static int members_take(struct scan *scan, struct parser *parser)
         { "objects", take_objects, false, 0 },
         { "aliases", take_aliases, false, 0 },
         { "shards", take_shapes, false, 0 },
+        { "part", take_part, false, offsetof(struct parser, manifest) },
+        { "replace", take_replace, false, offsetof(struct parser, manifest.replace) },
     };
 
     scan->at = scan->start; /* the text is known to be one legal value */
@@ -355,6 +367,20 @@ static int files_check(struct scan *scan, const struct manifest *manifest, struc
         names[i] = i < manifest->file_count ? manifest->files[i].name : manifest->digests[i - manifest->file_count].name;
     outcome = name_table_build(table, names, sizeof *names, count);
     return outcome < 0 ? scan_no_memory(scan) : outcome ? scan_fault(scan, "a file is listed twice") : 0;
+}
+
+/* A part speaks of its own rank only. */
+static int part_check(struct scan *scan, const struct manifest *manifest)
+{
+    bool alone = manifest->part < manifest->world_size;
+
+    for (size_t i = 0; i < manifest->file_count; i++)
+        alone = alone && manifest->files[i].rank == manifest->part;
+    for (size_t i = 0; i < manifest->digests_count; i++)
+        alone = alone && manifest->digests[i].rank == manifest->part;
+    for (size_t i = 0; i < manifest->object_count; i++)
+        alone = alone && manifest->objects[i].rank == manifest->part;
+    return alone ? 0 : scan_fault(scan, "a part lists what another rank wrote");
 }
 
 static int ranks_check(struct scan *scan, const struct manifest *manifest)
@@ -392,6 +418,8 @@ static int whole_check(struct scan *scan, const struct manifest *manifest)
 
     if (!error)
         error = ranks_check(scan, manifest);
+    if (!error && manifest->is_part)
+        error = part_check(scan, manifest);
     if (!error)
         error = objects_check(scan, manifest, &table);
     name_table_deinit(&table);

@@ -303,6 +303,12 @@ int scan_null(struct scan *scan, bool *is_null)
     return *is_null ? skip_literal(scan, "null") : 0;
 }
 
+int scan_bool(struct scan *scan, bool *value)
+{
+    *value = peek(scan) == 't';
+    return skip_literal(scan, *value ? "true" : "false");
+}
+
 /* After an element: 1 when another follows, 0 when `close` ended the list, or the fault. */
 static int list_continues(struct scan *scan, char close)
 {

@@ -58,6 +58,8 @@ int scan_u64(struct scan *scan, uint64_t *value);
 int scan_u32(struct scan *scan, uint32_t *value);
 /* null, if it is next: then *is_null and it is consumed. */
 int scan_null(struct scan *scan, bool *is_null);
+/* true or false. */
+int scan_bool(struct scan *scan, bool *value);
 int scan_skip(struct scan *scan);
 
 bool scan_token_is(struct scan_token token, const char *name);

@@ -9,20 +9,8 @@
 #include <write/machine.h>
 
 #include <errno.h>
-#include <fnmatch.h>
 #include <stdlib.h>
 #include <string.h>
-
-static bool name_is_ours(const char *name)
-{
-    static const char *const patterns[] = { "model.safetensors", "model-*.safetensors", "shard-*.safetensors", "objects-*.bin",
-                                            INDEX_NAME, "tspool.*" };
-
-    for (size_t i = 0; i < sizeof(patterns) / sizeof(patterns[0]); i++)
-        if (fnmatch(patterns[i], name, 0) == 0)
-            return true;
-    return false;
-}
 
 /* Before --------------------------------------------------------------------------------------------------------------- */
 
@@ -77,7 +65,7 @@ void replace_link(struct job *job)
     for (size_t i = 0; i < replaced->names.count; i++) {
         const char *name = replaced->names.names[i];
 
-        if (!name_is_ours(name) && !MUTANT(FOREIGN_FILES_NOT_LINKED))
+        if (!file_name_is_ours(name) && !MUTANT(FOREIGN_FILES_NOT_LINKED))
             job_submit(job, NO_FILE, linked,
                        &(struct op){ .kind = OP_LINK, .handle = replaced->handle, .name = name, .to_handle = job->directory,
                                      .to_name = name, .argument = &replaced->linked[i] });
@@ -109,7 +97,7 @@ void replace_move(struct job *job)
     for (size_t i = 0; i < replaced->names_again.count; i++) {
         const char *name = replaced->names_again.names[i];
 
-        if (!name_is_ours(name) && !name_was_linked(replaced, name))
+        if (!file_name_is_ours(name) && !name_was_linked(replaced, name))
             job_submit(job, NO_FILE, job_ignored,
                        &(struct op){ .kind = OP_RENAME, .handle = replaced->handle, .name = name, .to_handle = job->directory,
                                      .to_name = name, .flags = RENAME_OP_NOREPLACE });
@@ -123,7 +111,7 @@ void replace_unlink(struct job *job)
     for (size_t i = 0; i < replaced->names_again.count; i++) {
         const char *name = replaced->names_again.names[i];
 
-        if (name_is_ours(name) || name_was_linked(replaced, name))
+        if (file_name_is_ours(name) || name_was_linked(replaced, name))
             job_submit(job, NO_FILE, job_ignored, &(struct op){ .kind = OP_UNLINK, .handle = replaced->handle, .name = name });
     }
 }
