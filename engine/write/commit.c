@@ -2,6 +2,10 @@
  *
  *   tails cut | files synced | .partial dropped | directory synced | renamed onto the name | root synced | reported
  *
+ * With several ranks (shared.c) it ends otherwise; the rename is left to whoever publishes:
+ *
+ *   ... directory synced | part record named | directory synced | root synced | reported
+ *
  * Each state waits for every op of the one before it. An fsync that failed is never tried again: the kernel has dropped the
  * dirty pages' state, and a second one would lie. A rename's error decides: where it is certain that nothing changed, the
  * save failed; else nobody knows, and nothing is removed.
@@ -20,14 +24,14 @@ void commit_cut(struct job *job)
                        &(struct op){ .kind = OP_TRUNCATE, .handle = job->files[i].handle, .size = job->files[i].size });
 }
 
-static void file_uncover(struct job *job, uint32_t number)
+void commit_uncover_file(struct job *job, uint32_t number, void (*done)(struct task *task, int64_t result))
 {
     struct job_file *file = &job->files[number];
 
     file->uncovered = true; /* from now on it may have either name */
-    job_submit(job, number, job_checked,
-               &(struct op){ .kind = OP_RENAME, .handle = job->directory, .name = file->partial,
-                             .to_handle = job->directory, .to_name = file->name, .flags = RENAME_PLAIN });
+    job_submit(job, number, done,
+               &(struct op){ .kind = OP_RENAME, .handle = job->directory, .name = file->partial, .to_handle = job->directory,
+                             .to_name = file->name, .flags = RENAME_PLAIN });
 }
 
 static inline bool sync_is_left_out(const struct job *job, uint32_t file)
@@ -43,16 +47,20 @@ void commit_sync(struct job *job)
         if (!sync_is_left_out(job, i))
             job_submit(job, i, job_checked, &(struct op){ .kind = OP_FSYNC, .handle = job->files[i].handle });
     if (MUTANT(PARTIAL_DROPPED_BEFORE_SYNC))
-        file_uncover(job, 0);
+        commit_uncover_file(job, 0, job_checked);
 }
 
-/* The part record goes too: with one rank nothing but the whole checkpoint is left to see. Handles are closed beside. */
+/* The lock's record goes too: with one rank nothing but the whole checkpoint is left to see. With several it stays, and the
+ * last file, the list of this rank's, waits until the names of the others are durable. Handles are closed beside. */
 void commit_uncover(struct job *job)
 {
-    for (uint32_t i = 0; i < job->file_count - MUTANT(MANIFEST_NAMED_AFTER_DIRECTORY_SYNC); i++)
+    uint32_t count = job->file_count - (job_is_part(job) || MUTANT(MANIFEST_NAMED_AFTER_DIRECTORY_SYNC) ? 1 : 0);
+
+    for (uint32_t i = 0; i < count; i++)
         if (!(MUTANT(PARTIAL_DROPPED_BEFORE_SYNC) && i == 0))
-            file_uncover(job, i);
-    job_submit(job, NO_FILE, job_checked, &(struct op){ .kind = OP_UNLINK, .handle = job->directory, .name = job->part });
+            commit_uncover_file(job, i, job_checked);
+    if (!job_is_part(job))
+        job_submit(job, NO_FILE, job_checked, &(struct op){ .kind = OP_UNLINK, .handle = job->directory, .name = job->part });
     sweep_close(job);
 }
 
@@ -69,7 +77,7 @@ void commit_sync_directory(struct job *job)
 
 /* Refusals that are decided before anything is changed. Not ENOENT: a file server may say it when it carries out a
  * repeated request whose first answer was lost. */
-static bool rename_changed_nothing(int error)
+bool rename_changed_nothing(int error)
 {
     if (MUTANT(RENAME_ERROR_TAKEN_FOR_CERTAIN))
         return true;
@@ -125,7 +133,7 @@ void commit_rename(struct job *job)
         return;
     }
     if (MUTANT(MANIFEST_NAMED_AFTER_DIRECTORY_SYNC))
-        file_uncover(job, job->file_count - 1);
+        commit_uncover_file(job, job->file_count - 1, job_checked);
     job->counts.synced_ns = job->writer->tasks.now_ns;
     job->publishing = true;
     root_rename(job, renamed, job->hidden, job->name, job->replaced.handle >= 0 ? RENAME_OP_EXCHANGE : RENAME_PLAIN);

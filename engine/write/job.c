@@ -24,7 +24,11 @@ static const struct { void (*enter)(struct job *job); enum tspool_stage stage; }
     [JOB_MAKE] = { prepare_make, TSPOOL_STAGE_PREPARE },
     [JOB_ENTER] = { prepare_enter, TSPOOL_STAGE_PREPARE },
     [JOB_CLAIM] = { prepare_claim, TSPOOL_STAGE_PREPARE },
+    [JOB_ADOPT] = { shared_adopt, TSPOOL_STAGE_PREPARE },
     [JOB_LOCK] = { prepare_lock, TSPOOL_STAGE_PREPARE },
+    [JOB_INHERIT] = { shared_inherit, TSPOOL_STAGE_PREPARE },
+    [JOB_CLEAR] = { shared_clear, TSPOOL_STAGE_PREPARE },
+    [JOB_LEAVE] = { shared_leave, TSPOOL_STAGE_PREPARE },
     [JOB_OPEN] = { prepare_open, TSPOOL_STAGE_PREPARE },
     [JOB_ALLOCATE] = { prepare_allocate, TSPOOL_STAGE_PREPARE },
     [JOB_WRITE] = { job_prepared, TSPOOL_STAGE_WRITE },
@@ -37,6 +41,8 @@ static const struct { void (*enter)(struct job *job); enum tspool_stage stage; }
     [JOB_KEEP_LINK] = { replace_link, TSPOOL_STAGE_SYNC },
     [JOB_UNCOVER] = { commit_uncover, TSPOOL_STAGE_SYNC },
     [JOB_SYNC_DIRECTORY] = { commit_sync_directory, TSPOOL_STAGE_SYNC },
+    [JOB_UNCOVER_PART] = { shared_uncover, TSPOOL_STAGE_SYNC },
+    [JOB_SYNC_PART] = { commit_sync_directory, TSPOOL_STAGE_SYNC },
     [JOB_RENAME] = { commit_rename, TSPOOL_STAGE_PUBLISH },
     [JOB_SYNC_HIDDEN] = { commit_sync_root, TSPOOL_STAGE_PUBLISH },
     [JOB_ASIDE] = { commit_aside, TSPOOL_STAGE_PUBLISH },
@@ -47,6 +53,7 @@ static const struct { void (*enter)(struct job *job); enum tspool_stage stage; }
     [JOB_RETIRE_MOVE] = { replace_move, TSPOOL_STAGE_PUBLISH },
     [JOB_RETIRE_UNLINK] = { replace_unlink, TSPOOL_STAGE_PUBLISH },
     [JOB_RETIRE_REMOVE] = { replace_remove, TSPOOL_STAGE_PUBLISH },
+    [JOB_HOLD] = { shared_hold, TSPOOL_STAGE_PUBLISH },
     [JOB_SWEEP_CLOSE] = { sweep_close, TSPOOL_STAGE_NONE },
     [JOB_SWEEP_UNLINK] = { sweep_unlink, TSPOOL_STAGE_NONE },
     [JOB_SWEEP_REMOVE] = { sweep_remove, TSPOOL_STAGE_NONE },
@@ -56,18 +63,57 @@ static const struct { void (*enter)(struct job *job); enum tspool_stage stage; }
 
 /* Moving on -------------------------------------------------------------------------------------------------------- */
 
+bool job_is_part(const struct job *job) { return job->writer->settings.hello.world_size > 1; }
+
+/* Where the way of one of several ranks is another. */
+static enum job_state state_after_part(const struct job *job)
+{
+    switch (job->state) {
+    case JOB_ENTER:
+        return job->shared.gone ? JOB_LEAVE : JOB_CLAIM;
+    case JOB_CLAIM:
+        return job->shared.gone ? JOB_LEAVE : job->shared.part_found ? JOB_ADOPT : JOB_LOCK;
+    case JOB_ADOPT:
+        return job->shared.gone ? JOB_LEAVE : JOB_LOCK;
+    case JOB_CLEAR:
+        return job->shared.gone ? JOB_LEAVE : JOB_OPEN;
+    case JOB_LEAVE:
+        return JOB_ADMIT;
+    case JOB_SYNC_PART:
+        return JOB_SYNC_ROOT;
+    case JOB_SYNC_ROOT:
+        return JOB_HOLD;
+    case JOB_HOLD:
+        return JOB_CLOSE;
+    case JOB_ADMIT:
+        return job->name_exists && !job->replace ? JOB_LOOK_OPEN : JOB_MAKE;
+    case JOB_SYNC:
+        return JOB_UNCOVER;
+    default:
+        return job->state + 1;
+    }
+}
+
 /* Where the straight way forks; everywhere else the next state in the enum follows. */
 static enum job_state state_after(const struct job *job)
 {
     const struct job_replaced *replaced = &job->replaced;
 
+    if (job_is_part(job))
+        return state_after_part(job);
     switch (job->state) {
     case JOB_ADMIT:
         return job->name_exists && !job->replace ? JOB_LOOK_OPEN : JOB_MAKE;
+    case JOB_CLAIM:
+        return JOB_LOCK;
+    case JOB_LOCK:
+        return JOB_OPEN;
     case JOB_SYNC:
         return job->replace ? JOB_KEEP_OPEN : JOB_UNCOVER;
     case JOB_KEEP_OPEN:
         return replaced->handle >= 0 ? JOB_KEEP_LIST : JOB_UNCOVER;
+    case JOB_SYNC_DIRECTORY:
+        return JOB_RENAME;
     case JOB_RENAME:
         return replaced->handle >= 0 && !replaced->exchanged ? JOB_SYNC_HIDDEN : JOB_SYNC_ROOT;
     case JOB_RENAME_IN:
@@ -415,6 +461,7 @@ void job_destroy(struct job *job)
     free(job->seal.manifest);
     io_list_free(&job->replaced.names);
     io_list_free(&job->replaced.names_again);
+    io_list_free(&job->shared.names);
     free(job->replaced.linked);
     free(job);
 }

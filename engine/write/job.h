@@ -25,7 +25,11 @@ enum job_state {
     JOB_MAKE,           /* the hidden directory is made; its ops */
     JOB_ENTER,          /* and opened; its ops */
     JOB_CLAIM,          /* the part record is made; its ops */
+    JOB_ADOPT,          /* or, with several ranks, one that an attempt of this rank left behind is opened; its ops */
     JOB_LOCK,           /* and locked: from here on others see that we live; its ops */
+    JOB_INHERIT,        /* with several ranks: is it still the shared directory, and what stands in it?; its ops */
+    JOB_CLEAR,          /* this rank's files of a dead attempt are removed; its ops */
+    JOB_LEAVE,          /* or, when the directory is another's now, its handles are closed; its ops, then JOB_ADMIT again */
     JOB_OPEN,           /* all files are made; its ops */
     JOB_ALLOCATE,       /* and get their blocks; its ops, then PREPARED is sent */
     JOB_WRITE,          /* chunks are written and hashed; STAGED messages and the last chunk's last op */
@@ -38,16 +42,19 @@ enum job_state {
     JOB_KEEP_LINK,      /* files of others in it get a link here; its ops */
     JOB_UNCOVER,        /* ".partial" is dropped, the part record unlinked; its ops */
     JOB_SYNC_DIRECTORY, /* the hidden directory is synced; its ops */
+    JOB_UNCOVER_PART,   /* with several ranks: this one's part record gets its name, last of all; its ops */
+    JOB_SYNC_PART,      /* and the directory is synced once more; its ops, then JOB_SYNC_ROOT */
     JOB_RENAME,         /* onto the name: plain, or in exchange with the old one; its ops */
     JOB_SYNC_HIDDEN,    /* where exchange is refused: the new one's hidden name is made durable; its ops */
     JOB_ASIDE,          /* then the old one goes aside; its ops */
     JOB_RENAME_IN,      /* and the new one in; its ops */
     JOB_RENAME_BACK,    /* or the old one back, when that failed; its ops */
-    JOB_SYNC_ROOT,      /* the rename is made durable; its ops, then DURABLE and PUBLISHED are sent */
+    JOB_SYNC_ROOT,      /* the rename is made durable; its ops, then DURABLE and PUBLISHED (several ranks: DURABLE) are sent */
     JOB_RETIRE_LIST,    /* the replaced one is listed again; its ops */
     JOB_RETIRE_MOVE,    /* what others put there since, and their directories, move to the new one; its ops */
     JOB_RETIRE_UNLINK,  /* the rest is removed; its ops */
     JOB_RETIRE_REMOVE,  /* and the directory; its ops */
+    JOB_HOLD,           /* several ranks: the part record's lock outlives the job; no ops */
     JOB_SWEEP_CLOSE,    /* a failed attempt's files are closed; its ops */
     JOB_SWEEP_UNLINK,   /* removed by the names that this job made; its ops */
     JOB_SWEEP_REMOVE,   /* and the hidden directory; its ops */
@@ -102,6 +109,14 @@ struct job_replaced {
     bool exchanged, is_aside;
 };
 
+/* Several ranks share one hidden directory, which whoever publishes renames and whoever fails last removes. */
+struct job_shared {
+    struct io_stat directory, hidden, part; /* as opened, by its name, and the part record */
+    struct io_list names;                 /* what stands in it */
+    bool part_found, gone;                /* an earlier attempt's part record stood there; the directory is another's now */
+    unsigned returns;                     /* how often it was begun again */
+};
+
 struct job_counts { uint64_t writes, short_writes, bytes, hash_cpu_ns, synced_ns; };
 
 struct job {
@@ -138,6 +153,7 @@ struct job {
     bool name_exists, directory_made, part_made, is_orphan;
     int directory, part_handle;           /* -1 */
     struct job_replaced replaced;
+    struct job_shared shared;
     struct job_counts counts;
     struct task spare;                    /* for an op that no memory is left for; its job is NULL while it is free */
 };
@@ -176,6 +192,8 @@ void job_fail(struct job *job, int error, const char *operation, const char *pat
 void job_task_path(const struct task *task, char path[JOB_PATH_BYTES]);
 void job_progress(struct job *job, enum message_kind kind);
 void job_report_published(struct job *job); /* DURABLE and PUBLISHED: its last answer */
+/* Is it one of several ranks that write into one directory? */
+bool job_is_part(const struct job *job);
 
 uint64_t chunk_file_offset(const struct job *job, uint32_t chunk);
 uint64_t chunk_size(const struct job *job, uint32_t chunk);
@@ -195,12 +213,20 @@ void prepare_lock(struct job *job);
 void part_write(struct job *job);
 /* The trainer is dead: says so in the part record, if there is one. */
 void part_mark(struct job *job);
+void shared_adopt(struct job *job);
+void shared_inherit(struct job *job);
+void shared_clear(struct job *job);
+void shared_leave(struct job *job);
+void shared_uncover(struct job *job);
+void shared_hold(struct job *job);
 void prepare_open(struct job *job);
 void prepare_allocate(struct job *job);
 void seal_compose(struct job *job);
 void commit_cut(struct job *job);
 void commit_sync(struct job *job);
 void commit_uncover(struct job *job);
+void commit_uncover_file(struct job *job, uint32_t number, void (*done)(struct task *task, int64_t result));
+bool rename_changed_nothing(int error);
 void commit_sync_directory(struct job *job);
 void commit_rename(struct job *job);
 void commit_aside(struct job *job);

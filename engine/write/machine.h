@@ -3,7 +3,7 @@
  *   writer.c      the states of the writer itself: serve, drain, end; probe.c what comes before
  *   connection.c  messages in and out, the trainer's death
  *   job.c         the states of one attempt of a save; prepare.c, part.c, chunks.c, seal.c, commit.c, replace.c, sweep.c do
- *                 what a state asks for
+ *                 what a state asks for; shared.c what is different with several ranks
  *   transfer.c    write items, depth in flight over all jobs
  *   hashing.c     leaves on compute threads, beside the writing
  */
@@ -45,6 +45,15 @@ struct probe {
     const char *operation;
 };
 
+/* A part record that stays locked although its job is over: until its checkpoint is published, or the writer ends. */
+struct held_part {
+    struct held_part *next;
+    struct task look;                    /* is it still linked?; in flight while `looking` */
+    struct io_stat stat;
+    int handle;
+    bool looking;
+};
+
 struct writer {
     struct io *io;
     struct writer_settings settings;
@@ -60,6 +69,7 @@ struct writer {
     struct hashing hashing;
     uint64_t turns;          /* jobs that were staged so far */
     struct job *first_job, *last_job; /* in the order of BEGIN */
+    struct held_part *held;
 };
 
 /* Events that the connection reports. */
@@ -78,6 +88,11 @@ void probe_start(struct writer *writer);
 void probe_refuse(struct writer *writer, int error, const char *operation); /* error > 0; the first counts */
 /* Adds a reason why this is not the preferred mode to READY's note. */
 void writer_note(struct writer *writer, const char *text);
+/* Lets go of part records whose checkpoint was published: at each BEGIN. */
+void held_parts_look(struct writer *writer);
+/* Lets go of all; true when there was one. */
+bool held_parts_drop(struct writer *writer);
+void held_parts_free(struct writer *writer); /* their memory */
 /* Closes a handle that nobody needs any more; its result matters to nobody. */
 void writer_close_handle(struct writer *writer, int handle);
 

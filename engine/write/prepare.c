@@ -233,6 +233,7 @@ void prepare_admit(struct job *job)
 
     for (size_t i = 0; i < job->input.early_count; i++)
         job_take_staged(job, &job->input.early[i]);
+    job->input.early_count = 0;
     if (writer_is_ending(job->writer) && !job_is_staged(job))
         job_fail(job, ECANCELED, "", job->name, "the writer ended before the save was staged");
     if (job->failed)
@@ -288,11 +289,11 @@ static void made(struct task *task, int64_t result)
 {
     struct job *job = task->job;
 
-    job->directory_made = result >= 0;
-    if (result == -EEXIST)
+    job->directory_made = result >= 0 || (result == -EEXIST && job_is_part(job)); /* another rank's is ours as well */
+    if (result == -EEXIST && !job_is_part(job))
         job_fail(job, EEXIST, "mkdir", job->hidden,
                  "another attempt of this save is at work there or left it behind; 'tspool gc' removes what dead ones left");
-    else if (result < 0)
+    else if (result < 0 && result != -EEXIST)
         job_fail_task(job, task, (int)-result);
     job_task_end(task);
 }
@@ -302,12 +303,19 @@ void prepare_make(struct job *job)
     job_submit(job, NO_FILE, made, &(struct op){ .kind = OP_MKDIR, .handle = job->writer->settings.root, .name = job->hidden });
 }
 
+/* A rank that fails removes the directory when it is empty: then another one is made. */
+static bool was_removed(struct job *job, int64_t result)
+{
+    job->shared.gone = result == -ENOENT && job_is_part(job);
+    return job->shared.gone;
+}
+
 static void entered(struct task *task, int64_t result)
 {
-    if (result < 0)
-        job_fail_task(task->job, task, (int)-result);
-    else
+    if (result >= 0)
         task->job->directory = (int)result;
+    else if (!was_removed(task->job, result))
+        job_fail_task(task->job, task, (int)-result);
     job_task_end(task);
 }
 
@@ -322,27 +330,46 @@ static void claimed(struct task *task, int64_t result)
 {
     struct job *job = task->job;
 
-    if (result < 0)
-        job_fail_task(job, task, (int)-result);
-    else
+    if (result >= 0)
         job->part_handle = (int)result;
-    job->part_made = result != -EEXIST; /* an open that failed otherwise may have made it */
+    else if (result == -EEXIST && job_is_part(job))
+        job->shared.part_found = true;
+    else if (!was_removed(job, result))
+        job_fail_task(job, task, (int)-result);
+    job->part_made = result != -EEXIST && !job->shared.gone; /* an open that failed otherwise may have made it */
     job_task_end(task);
 }
 
 void prepare_claim(struct job *job)
 {
+    job->shared.part_found = false;
     job_submit(job, NO_FILE, claimed,
                &(struct op){ .kind = OP_OPEN, .handle = job->directory, .name = job->part, .flags = OPEN_WRITE | OPEN_CREATE });
 }
 
-/* The directory's lock outlives the record, which is dropped before the publish. Not every file system has it. */
+static void locked(struct task *task, int64_t result)
+{
+    struct job *job = task->job;
+
+    if (result == -EWOULDBLOCK && job->shared.part_found)
+        job_fail(job, EBUSY, "lock", job->part, "another attempt of this rank is at work on this save, or holds its part until it "
+                 "is published; end it, or save under a new save id");
+    else if (result < 0)
+        job_fail_task(job, task, (int)-result);
+    else
+        job->part_made = true; /* one that was found is ours now */
+    job_task_end(task);
+}
+
+/* The directory's lock outlives the record, which is dropped before the publish; with several ranks it stays, and the directory
+ * is nobody's. Not every file system has it. */
 void prepare_lock(struct job *job)
 {
     if (MUTANT(PART_NOT_LOCKED))
         return;
-    job_submit(job, NO_FILE, job_checked, &(struct op){ .kind = OP_LOCK, .handle = job->part_handle });
-    job_submit(job, NO_FILE, job_ignored, &(struct op){ .kind = OP_LOCK, .handle = job->directory });
+    job_submit(job, NO_FILE, locked, &(struct op){ .kind = OP_LOCK, .handle = job->part_handle });
+    if (!job_is_part(job))
+        job_submit(job, NO_FILE, job_ignored, &(struct op){ .kind = OP_LOCK, .handle = job->directory });
 }
 
 /* Files ------------------------------------------------------------------------------------------------------------- */

@@ -53,6 +53,7 @@ static void begin(struct writer *writer, const struct message *message, const in
 {
     struct job *job;
 
+    held_parts_look(writer);
     if (job_find(writer, &message->attempt)) {
         handles_close(writer, fds, 2);
         writer_broken(writer);
@@ -232,7 +233,8 @@ static void jobs_expire(struct writer *writer)
 
 static void writer_leave(struct writer *writer)
 {
-    if (writer->state == WRITER_ENDING && !writer->first_job && connection_is_quiet(writer) && !writer->tasks.flying.oldest) {
+    if (writer->state == WRITER_ENDING && !writer->first_job && connection_is_quiet(writer) && !writer->tasks.flying.oldest &&
+        !held_parts_drop(writer)) {
         writer->state = WRITER_LEAVING;
         tasks_cancel_standing(&writer->tasks);
     }
@@ -282,10 +284,6 @@ int writer_hello_refusal(const struct message_hello *hello, const char **reason)
     if (hello->chunk_bytes != CHUNK_BYTES) {
         *reason = "library and tspool-writer disagree about the size of a chunk";
         return EPROTO;
-    }
-    if (hello->world_size > 1) {
-        *reason = "several ranks are not supported yet";
-        return EOPNOTSUPP;
     }
     return 0;
 }
@@ -348,6 +346,7 @@ void writer_destroy(struct writer *writer)
         writer->first_job = job->next;
         job_destroy(job);
     }
+    held_parts_free(writer);
     connection_deinit(writer);
     transfer_deinit(&writer->transfer);
     writer->settings.memory->detach(writer->settings.memory->context, writer->arena, writer->settings.hello.arena_bytes);
