@@ -1,6 +1,8 @@
 /* save/texts.c - see texts.h.
  *
  *   appendix_front | objects file | model.safetensors.index.json | tspool.manifest.json     each at a multiple of 4096
+ *
+ * With several ranks the last text is this rank's part record, a manifest of its files alone, and there is no index.
  */
 #include <save/texts.h>
 
@@ -20,7 +22,7 @@
 
 struct texts {
     const struct tspool_save *save;
-    char objects_name[SHARD_FILE_NAME_MAX + 1];
+    char objects_name[SHARD_FILE_NAME_MAX + 1], digests_name[SHARD_FILE_NAME_MAX + 1], manifest_name[SHARD_FILE_NAME_MAX + 1];
     char *index, *manifest;
     size_t index_size, manifest_size, digest_patch, self_patch;
     uint64_t digests_size;
@@ -153,10 +155,11 @@ static int list_shapes(const struct texts *texts, struct manifest *manifest)
 static int manifest_compose(struct texts *texts, uint64_t sequence, uint64_t time_seconds)
 {
     const struct tspool_save *save = texts->save;
-    struct manifest_digests digests = { .name = DIGESTS_NAME, .rank = save->rank, .size = texts->digests_size };
+    struct manifest_digests digests = { .name = texts->digests_name, .rank = save->rank, .size = texts->digests_size };
     struct manifest manifest = { .version = MANIFEST_VERSION, .world_size = save->world_size, .sequence = sequence,
                                  .time_seconds = time_seconds, .metadata = save->metadata,
-                                 .metadata_count = save->metadata_count, .digests = &digests, .digests_count = 1 };
+                                 .metadata_count = save->metadata_count, .digests = &digests, .digests_count = 1,
+                                 .is_part = save->world_size > 1, .part = save->rank, .replace = save->replace };
     int error;
 
     memcpy(manifest.save_id, save->attempt.save_id, sizeof(manifest.save_id));
@@ -199,12 +202,12 @@ static uint64_t front_compose(const struct texts *texts, struct appendix_front *
     front->digests_patch = texts->digest_patch;
     front->self_patch = texts->self_patch;
     front->digests_size = texts->digests_size;
-    memcpy(front->digests_name, DIGESTS_NAME, sizeof(DIGESTS_NAME));
+    memcpy(front->digests_name, texts->digests_name, sizeof(front->digests_name));
     if (texts->save->object_size > 0)
         end = text_place(front, end, TEXT_OBJECTS, texts->objects_name, texts->save->object_size);
     if (texts->index)
         end = text_place(front, end, TEXT_INDEX, INDEX_NAME, texts->index_size);
-    return text_place(front, end, TEXT_MANIFEST, MANIFEST_NAME, texts->manifest_size);
+    return text_place(front, end, TEXT_MANIFEST, texts->manifest_name, texts->manifest_size);
 }
 
 static const void *text_bytes(const struct texts *texts, uint32_t kind)
@@ -252,6 +255,11 @@ int texts_compose(struct tspool_save *save, uint64_t sequence, uint64_t time_sec
     if (save->appendix_fd >= 0)
         return 0;
     objects_name_make(save->rank, texts.objects_name);
+    digests_name_make(save->rank, save->world_size, texts.digests_name);
+    if (save->world_size > 1)
+        part_manifest_name_make(save->rank, texts.manifest_name);
+    else
+        memcpy(texts.manifest_name, MANIFEST_NAME, sizeof(MANIFEST_NAME));
     error = index_compose(&texts);
     if (error == 0)
         error = manifest_compose(&texts, sequence, time_seconds);
