@@ -15,6 +15,7 @@
 #define INDEX_NAME "model.safetensors.index.json"
 #define PARTIAL_SUFFIX ".partial"
 #define PROBE_NAME "tspool.probe" /* of the file that a writer makes, in its start, under a hidden name of this */
+#define PUBLISH_NAME "tspool.publish" /* in the directory that ranks share: locked by whoever publishes it */
 
 /* One path component, no leading '.', no '/', no control bytes, valid UTF-8, 1..CHECKPOINT_NAME_MAX bytes.
  * 0 or -EINVAL with *reason (static). */

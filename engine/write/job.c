@@ -26,6 +26,7 @@ static const struct { void (*enter)(struct job *job); enum tspool_stage stage; }
     [JOB_CLAIM] = { prepare_claim, TSPOOL_STAGE_PREPARE },
     [JOB_ADOPT] = { shared_adopt, TSPOOL_STAGE_PREPARE },
     [JOB_LOCK] = { prepare_lock, TSPOOL_STAGE_PREPARE },
+    [JOB_EXCLUDE] = { shared_exclude, TSPOOL_STAGE_PREPARE },
     [JOB_INHERIT] = { shared_inherit, TSPOOL_STAGE_PREPARE },
     [JOB_CLEAR] = { shared_clear, TSPOOL_STAGE_PREPARE },
     [JOB_LEAVE] = { shared_leave, TSPOOL_STAGE_PREPARE },
@@ -75,6 +76,8 @@ static enum job_state state_after_part(const struct job *job)
         return job->shared.gone ? JOB_LEAVE : job->shared.part_found ? JOB_ADOPT : JOB_LOCK;
     case JOB_ADOPT:
         return job->shared.gone ? JOB_LEAVE : JOB_LOCK;
+    case JOB_LOCK:
+        return job->shared.part_found ? JOB_EXCLUDE : JOB_INHERIT;
     case JOB_CLEAR:
         return job->shared.gone ? JOB_LEAVE : JOB_OPEN;
     case JOB_LEAVE:
@@ -429,7 +432,7 @@ int job_create(struct writer *writer, const struct message *begin, const int *fd
     made->input.appendix_handle = fds[1];
     made->input.sheet_bytes = begin->begin.sheet_bytes;
     made->input.appendix_bytes = begin->begin.appendix_bytes;
-    made->directory = made->part_handle = made->replaced.handle = -1;
+    made->directory = made->part_handle = made->replaced.handle = made->shared.exclusion = -1;
     write_queue_init(&made->writes);
     *job = made;
     return 0;

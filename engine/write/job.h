@@ -27,6 +27,7 @@ enum job_state {
     JOB_CLAIM,          /* the part record is made; its ops */
     JOB_ADOPT,          /* or, with several ranks, one that an attempt of this rank left behind is opened; its ops */
     JOB_LOCK,           /* and locked: from here on others see that we live; its ops */
+    JOB_EXCLUDE,        /* publishers are kept out while an earlier attempt's part is taken away; its ops */
     JOB_INHERIT,        /* with several ranks: is it still the shared directory, and what stands in it?; its ops */
     JOB_CLEAR,          /* this rank's files of a dead attempt are removed; its ops */
     JOB_LEAVE,          /* or, when the directory is another's now, its handles are closed; its ops, then JOB_ADMIT again */
@@ -114,6 +115,7 @@ struct job_shared {
     struct io_stat directory, hidden, part; /* as opened, by its name, and the part record */
     struct io_list names;                 /* what stands in it */
     bool part_found, gone;                /* an earlier attempt's part record stood there; the directory is another's now */
+    int exclusion;                        /* -1: handle of the locked PUBLISH_NAME */
     unsigned returns;                     /* how often it was begun again */
 };
 
@@ -214,8 +216,10 @@ void part_write(struct job *job);
 /* The trainer is dead: says so in the part record, if there is one. */
 void part_mark(struct job *job);
 void shared_adopt(struct job *job);
+void shared_exclude(struct job *job);
 void shared_inherit(struct job *job);
 void shared_clear(struct job *job);
+void shared_include(struct job *job); /* publishers may come again */
 void shared_leave(struct job *job);
 void shared_uncover(struct job *job);
 void shared_hold(struct job *job);

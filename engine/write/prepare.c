@@ -390,6 +390,7 @@ void prepare_open(struct job *job)
 {
     uint32_t direct = job->writer->mode.direct ? OPEN_DIRECT : 0;
 
+    shared_include(job);
     part_write(job);
     for (uint32_t i = 0; i < job->file_count; i++)
         job_submit(job, i, opened,

@@ -34,6 +34,53 @@ void shared_adopt(struct job *job)
                &(struct op){ .kind = OP_OPEN, .handle = job->directory, .name = job->part, .flags = OPEN_WRITE });
 }
 
+/* Whoever publishes holds this lock from before it reads the parts until they are gone: what stands complete is not taken away
+ * under its hands. */
+static void excluded(struct task *task, int64_t result)
+{
+    struct job *job = task->job;
+
+    if (result == -EWOULDBLOCK)
+        job_fail(job, EBUSY, "lock", job->hidden, "the save is being published just now; look at what came of that before this rank "
+                 "saves again");
+    else if (result < 0)
+        job_fail_task(job, task, (int)-result);
+    job_task_end(task);
+}
+
+static void exclusion_open(struct job *job, uint32_t flags, void (*done)(struct task *task, int64_t result))
+{
+    job_submit(job, NO_FILE, done,
+               &(struct op){ .kind = OP_OPEN, .handle = job->directory, .name = PUBLISH_NAME, .flags = OPEN_WRITE | flags });
+}
+
+static void exclusion_opened(struct task *task, int64_t result)
+{
+    struct job *job = task->job;
+
+    job->shared.exclusion = result >= 0 ? (int)result : -1;
+    if (result >= 0)
+        job_submit(job, NO_FILE, excluded, &(struct op){ .kind = OP_LOCK, .handle = job->shared.exclusion });
+    else if (result == -EEXIST)
+        exclusion_open(job, 0, exclusion_opened);
+    else if (result == -ENOENT)
+        exclusion_open(job, OPEN_CREATE, exclusion_opened); /* its owner removed it in between, or the directory is gone */
+    else
+        job_fail_task(job, task, (int)-result);
+    job_task_end(task);
+}
+
+void shared_exclude(struct job *job) { exclusion_open(job, OPEN_CREATE, exclusion_opened); }
+
+void shared_include(struct job *job)
+{
+    if (job->shared.exclusion < 0)
+        return;
+    job_submit(job, NO_FILE, job_ignored, &(struct op){ .kind = OP_UNLINK, .handle = job->directory, .name = PUBLISH_NAME });
+    job_submit(job, NO_FILE, job_ignored, &(struct op){ .kind = OP_CLOSE, .handle = job->shared.exclusion });
+    job->shared.exclusion = -1;
+}
+
 /* Is it still the shared directory? ------------------------------------------------------------------------------------- */
 
 static void looked(struct task *task, int64_t result)

@@ -41,6 +41,8 @@ void sweep_unlink(struct job *job)
             unlink_name(job, NO_FILE, replaced->names.names[i]);
     if (job->part_made)
         unlink_name(job, NO_FILE, job->part);
+    if (job->shared.exclusion >= 0)
+        unlink_name(job, NO_FILE, PUBLISH_NAME);
 }
 
 void sweep_remove(struct job *job)
@@ -56,5 +58,6 @@ void sweep_close_rest(struct job *job)
     sweep_close(job);
     handle_close(job, NO_FILE, &job->part_handle);
     handle_close(job, NO_FILE, &job->replaced.handle);
+    handle_close(job, NO_FILE, &job->shared.exclusion);
     handle_close(job, NO_FILE, &job->directory);
 }
