@@ -23,6 +23,7 @@ struct publication {
     struct tspool_failure *failure;
     char hidden[HIDDEN_NAME_MAX + 1];
     int root, directory, lock;  /* -1; directory: the shared one, wherever it stands by now; lock: PUBLISH_NAME in it */
+    bool locked;
     struct manifest *parts;     /* by rank; NULL: not read yet */
     int old;                    /* the checkpoint that is replaced; -1: there is none */
 };

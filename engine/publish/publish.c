@@ -159,13 +159,14 @@ static int lock_open(struct publication *publication)
     return publication_fail(publication, -publication->lock, "lock", publication->hidden);
 }
 
-static int lock_wait(const struct publication *publication)
+static int lock_wait(struct publication *publication)
 {
     uint64_t deadline = io_now(publication->io) + LOCK_WAIT_NS;
     int error;
 
     while ((error = disk_lock(publication->io, publication->lock)) == -EWOULDBLOCK && io_now(publication->io) < deadline)
         disk_pause(publication->io, LOCK_LOOK_NS);
+    publication->locked = error == 0;
     if (error == -EWOULDBLOCK)
         return publication_refuse(publication, EAGAIN, "lock", publication->hidden,
                                   "another process is publishing this save and does not come to an end; try again");
@@ -352,6 +353,16 @@ static int parts_publish(struct publication *publication)
     return parts_remove(publication);
 }
 
+/* Who waits for the lock sees that it has no name any more, and looks again. Left behind, the file would keep a directory from
+ * being removed by the last rank that fails. */
+static void unlock(struct publication *publication)
+{
+    if (publication->locked)
+        disk_unlink(publication->io, publication->directory, PUBLISH_NAME, 0);
+    publication->locked = false;
+    disk_close(publication->io, &publication->lock);
+}
+
 static int publish_once(struct publication *publication)
 {
     int error = published_look(publication);
@@ -362,9 +373,9 @@ static int publish_once(struct publication *publication)
     if (error == 0)
         error = parts_publish(publication);
     parts_drop(publication);
+    unlock(publication);
     disk_close(publication->io, &publication->old);
     disk_close(publication->io, &publication->directory);
-    disk_close(publication->io, &publication->lock);
     return error;
 }
 

@@ -181,6 +181,8 @@ static int stored_build(struct tspool_checkpoint *checkpoint, struct tspool_fail
 
 /* Ties and metadata -------------------------------------------------------------------------------------------------- */
 
+static bool is_structure(const char *key) { return strcmp(key, "DCP_SHARDING_INFO") == 0 || strcmp(key, "DCP_VERSION") == 0; }
+
 static int tie_add(struct tspool_checkpoint *checkpoint, const char *alias, size_t stored, struct tspool_failure *failure)
 {
     int error = entries_reserve(checkpoint, checkpoint->entry_count + 1, failure);
@@ -213,6 +215,46 @@ static int tie_miss(struct tspool_checkpoint *checkpoint, const struct manifest_
     return finding_note(checkpoint, error, MANIFEST_NAME, 0, failure);
 }
 
+/* The entry of that name in one file, or stored_count. */
+static size_t file_find(const struct tspool_checkpoint *checkpoint, uint32_t file, const char *name)
+{
+    uint64_t hash = name_hash(name);
+
+    for (size_t k = keys_lower_bound(checkpoint, checkpoint->stored_count, hash);
+         k < checkpoint->stored_count && checkpoint->keys[k].hash == hash; k++) {
+        const struct entry *entry = &checkpoint->entries[checkpoint->keys[k].entry];
+
+        if (entry->file == file && strcmp(entry->name, name) == 0)
+            return checkpoint->keys[k].entry;
+    }
+    return checkpoint->stored_count;
+}
+
+/* With several ranks a name stands once per rank, and so do its ties: each header has those of its own file. */
+static int file_ties(struct tspool_checkpoint *checkpoint, uint32_t file, struct tspool_failure *failure)
+{
+    const struct parsed_header *header = &checkpoint->files[file].header;
+    int error = 0;
+
+    for (size_t i = 0; i < header->metadata_count && error == 0; i++) {
+        size_t stored = file_find(checkpoint, file, header->metadata[i].value);
+
+        if (stored < checkpoint->stored_count && !is_structure(header->metadata[i].key) &&
+            strcmp(header->metadata[i].key, "format") != 0)
+            error = tie_add(checkpoint, header->metadata[i].key, stored, failure);
+    }
+    return error;
+}
+
+static int ranks_ties(struct tspool_checkpoint *checkpoint, struct tspool_failure *failure)
+{
+    int error = 0;
+
+    for (uint32_t i = 0; i < checkpoint->file_count && error == 0; i++)
+        error = file_ties(checkpoint, i, failure);
+    return error;
+}
+
 static int manifest_ties(struct tspool_checkpoint *checkpoint, struct tspool_failure *failure)
 {
     const struct manifest *manifest = &checkpoint->manifest;
@@ -241,8 +283,6 @@ static int metadata_add(struct tspool_checkpoint *checkpoint, const struct heade
     checkpoint->metadata[checkpoint->metadata_count++] = *pair;
     return 0;
 }
-
-static bool is_structure(const char *key) { return strcmp(key, "DCP_SHARDING_INFO") == 0 || strcmp(key, "DCP_VERSION") == 0; }
 
 /* A pair of a header's __metadata__ is a tie when it maps a name that is not stored to one that is, in the same file
  * (safetensors.torch.save_model writes ties so), and the user's otherwise. */
@@ -275,7 +315,9 @@ static int manifest_pairs(struct tspool_checkpoint *checkpoint, struct tspool_fa
 
     for (size_t i = 0; i < checkpoint->manifest.metadata_count && error == 0; i++)
         error = metadata_add(checkpoint, &checkpoint->manifest.metadata[i], failure);
-    return error == 0 ? manifest_ties(checkpoint, failure) : error;
+    if (error == 0)
+        error = checkpoint->manifest.world_size > 1 ? ranks_ties(checkpoint, failure) : manifest_ties(checkpoint, failure);
+    return error;
 }
 
 /* Every shard of a name learns the shape of the whole. */
@@ -294,6 +336,8 @@ static void global_shapes_give(struct tspool_checkpoint *checkpoint)
                 checkpoint->entries[index].global_shape = shape->global_shape;
         }
     }
+    for (size_t i = checkpoint->stored_count; i < checkpoint->entry_count; i++) /* only stored names are listed */
+        checkpoint->entries[i].global_shape = checkpoint->entries[checkpoint->entries[i].stored].global_shape;
 }
 
 int entries_build(struct tspool_checkpoint *checkpoint, struct tspool_failure *failure)
