@@ -10,7 +10,8 @@
 #include <tspool/tspool.h>
 
 static const struct command *const commands[] = {
-    &command_copy, &command_ls, &command_verify, &command_diff, &command_latest, &command_gc, &command_doctor,
+    &command_copy, &command_ls, &command_verify, &command_diff, &command_latest, &command_publish, &command_gc,
+    &command_doctor,
 };
 #define COMMAND_COUNT (sizeof commands / sizeof *commands)
 

@@ -68,7 +68,7 @@ void other_id_of(const struct publication *publication, uint32_t rank, char hex[
 static void parts_count(struct io *io, int directory, struct unpublished *save)
 {
     struct io_list list = { 0 };
-    uint32_t rank;
+    uint32_t number;
 
     if (disk_list(io, directory, &list) < 0)
         return;
@@ -76,11 +76,11 @@ static void parts_count(struct io *io, int directory, struct unpublished *save)
         struct manifest part = { 0 };
         const char *reason;
 
-        if (!part_manifest_name_parse(list.names[i], &rank) ||
+        if (!part_manifest_name_parse(list.names[i], &number) ||
             manifest_in(io, directory, list.names[i], &part, &reason) < 0)
             continue;
         save->world_size = save->world_size ? save->world_size : part.world_size;
-        save->parts += part.is_part && part.part == rank && rank < save->world_size &&
+        save->parts += part.is_part && part.part == number - 1 && part.part < save->world_size &&
                        memcmp(part.save_id, save->save_id, sizeof(save->save_id)) == 0;
         manifest_deinit(&part);
     }
@@ -136,29 +136,4 @@ int unpublished_on(struct io *io, const char *root, const char *name, struct unp
     }
     *list = found;
     return 0;
-}
-
-bool unpublished_is_whole(struct io *io, int root, const char *hidden)
-{
-    struct unpublished save = { .world_size = 0 };
-    struct publication publication = { .io = io, .root_path = ".", .root = root, .directory = -1, .lock = -1, .old = -1 };
-    char name[CHECKPOINT_NAME_MAX + 1];
-    bool whole = false;
-
-    if (!hidden_name_parse(hidden, name, save.save_id))
-        return false;
-    memcpy(save.hidden, hidden, strlen(hidden) + 1);
-    unpublished_look(io, root, &save);
-    if (save.parts == 0 || save.parts < save.world_size)
-        return false;
-    publication.name = name;
-    publication.world_size = save.world_size;
-    memcpy(publication.save_id, save.save_id, sizeof(save.save_id));
-    memcpy(publication.hidden, hidden, strlen(hidden) + 1);
-    publication.directory = disk_open_directory(io, root, hidden);
-    if (publication.directory >= 0)
-        whole = parts_load(&publication) == 0 && parts_check_files(&publication) == 0;
-    parts_drop(&publication);
-    disk_close(io, &publication.directory);
-    return whole;
 }

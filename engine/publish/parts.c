@@ -94,12 +94,12 @@ static int part_load(struct publication *publication, uint32_t rank)
 static int strangers_check(const struct publication *publication)
 {
     struct io_list list = { 0 };
-    uint32_t rank, stranger = 0;
+    uint32_t number, stranger = 0;
     int error = disk_list(publication->io, publication->directory, &list);
 
     for (size_t i = 0; i < list.count; i++)
-        if (part_manifest_name_parse(list.names[i], &rank) && rank >= publication->world_size)
-            stranger = rank;
+        if (part_manifest_name_parse(list.names[i], &number) && number > publication->world_size)
+            stranger = number - 1;
     io_list_free(&list);
     if (error < 0)
         return publication_fail(publication, -error, "list", publication->hidden);

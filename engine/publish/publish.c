@@ -65,9 +65,9 @@ char *publication_path(const struct publication *publication, const char *name)
 
 static bool is_leftover(const char *name)
 {
-    uint32_t rank;
+    uint32_t number;
 
-    return part_name_is(name) || part_manifest_name_parse(name, &rank) || strcmp(name, PUBLISH_NAME) == 0 ||
+    return part_name_is(name) || part_manifest_name_parse(name, &number) || strcmp(name, PUBLISH_NAME) == 0 ||
            strcmp(name, MANIFEST_NAME PARTIAL_SUFFIX) == 0;
 }
 

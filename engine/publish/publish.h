@@ -27,8 +27,5 @@ struct unpublished_list { struct unpublished *items; size_t count; };
 /* Those of `name` below the root that have a part at least; malloc'ed, in the order of their ids. */
 int unpublished_on(struct io *io, const char *root, const char *name, struct unpublished_list *list,
                    struct tspool_failure *failure);
-/* Whether the hidden directory holds a save that could be published now: whole, with every file that its parts list. For gc,
- * which must not remove it. */
-bool unpublished_is_whole(struct io *io, int root, const char *hidden);
 
 #endif

@@ -144,6 +144,10 @@ def specimens_make(folder):
     SPECIMENS["diff"] = json_lines("diff", "--json", f"{root}/one", f"{root}/two")
     SPECIMENS["latest"] = json_lines("latest", "--json", root)
     SPECIMENS["doctor"] = json_lines("doctor", "--json", root)
+    save_id = SPECIMENS["latest"][0]["save_id"]
+    SPECIMENS["publish"] = json_lines("publish", "--json", "--save-id", save_id, f"{root}/" + os.path.basename(
+        SPECIMENS["latest"][0]["path"]))
+    SPECIMENS["publish"] += json_lines("publish", "--json", "--save-id", save_id, "--world-size", "2", f"{root}/three")
     SPECIMENS["verify"] = json_lines("verify", "--json", f"{root}/one")
     SPECIMENS["gc"] = json_lines("gc", "--json", "--keep", "1", "--dry-run", root)
     with open(f"{root}/two/model.safetensors", "r+b") as file:
@@ -194,7 +198,7 @@ def bash_check():
             open(f"{folder}/{name}", "w").close()
         checkpoints, directories = {"a run", "a.safetensors"}, {"a run"}
         for command in commands:
-            wanted = directories if command in ("latest", "gc", "doctor") else checkpoints
+            wanted = directories if command in ("latest", "publish", "gc", "doctor") else checkpoints
             same(f"bash: tspool {command} takes what it reads", wanted, bash_complete(command, "a", cwd=folder),
                  "the folder", "bash")
 

@@ -115,7 +115,7 @@ def visible(root):
 @test
 def help_goes_to_stdout_and_wrong_usage_to_stderr_with_2(root):
     assert "copy" in done(tspool("--help")) and "tspool 0." in done(tspool("--version"))
-    for command in ("copy", "ls", "verify", "diff", "latest", "gc", "doctor"):
+    for command in ("copy", "ls", "verify", "diff", "latest", "publish", "gc", "doctor"):
         text = done(tspool(command, "--help"))
         assert text.startswith(f"usage: tspool {command}"), text
         assert max(map(len, text.splitlines())) <= 120

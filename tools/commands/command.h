@@ -15,7 +15,8 @@ struct command {
     const char *description;            /* paragraphs and options, as --help prints them */
     int (*run)(int argc, char **argv);  /* argv[0] is the command's name; --help was dealt with */
 };
-extern const struct command command_copy, command_ls, command_verify, command_diff, command_latest, command_gc, command_doctor;
+extern const struct command command_copy, command_ls, command_verify, command_diff, command_latest, command_publish,
+    command_gc, command_doctor;
 
 void command_help(const struct command *command, FILE *out);
 int command_run(const struct command *command, int argc, char **argv);
