@@ -79,7 +79,7 @@ static int header_read(struct claims *claims, const struct manifest_file *file, 
 static int header_load(struct claims *claims, const struct manifest_file *file)
 {
     const struct publication *publication = claims->publication;
-    int handle = disk_open(publication->io, publication->directory, file->name, OPEN_READ), error;
+    int handle = file_open(publication->io, publication->directory, file->name, OPEN_READ), error;
     char *bytes;
 
     if (handle < 0)

@@ -4,14 +4,9 @@
 #include <errno.h>
 #include <stdlib.h>
 
-int disk_open(struct io *io, int directory, const char *name, uint32_t flags)
-{
-    return (int)io_call(io, &(struct op){ .kind = OP_OPEN, .handle = directory, .name = name, .flags = flags });
-}
-
 int disk_open_directory(struct io *io, int directory, const char *name)
 {
-    return disk_open(io, directory, name, OPEN_READ | OPEN_DIRECTORY);
+    return file_open(io, directory, name, OPEN_READ | OPEN_DIRECTORY);
 }
 
 void disk_close(struct io *io, int *handle)
@@ -19,16 +14,6 @@ void disk_close(struct io *io, int *handle)
     if (*handle >= 0)
         io_call(io, &(struct op){ .kind = OP_CLOSE, .handle = *handle });
     *handle = -1;
-}
-
-int disk_stat(struct io *io, int handle, const char *name, struct io_stat *stat)
-{
-    return (int)io_call(io, &(struct op){ .kind = OP_STAT, .handle = handle, .name = name, .stat = stat });
-}
-
-int disk_list(struct io *io, int directory, struct io_list *list)
-{
-    return (int)io_call(io, &(struct op){ .kind = OP_LIST, .handle = directory, .list = list });
 }
 
 int disk_rename(struct io *io, int directory, const char *name, int to_directory, const char *to_name, uint32_t flags)
@@ -41,20 +26,6 @@ int disk_link(struct io *io, int directory, const char *name, int to_directory)
 {
     return (int)io_call(io, &(struct op){ .kind = OP_LINK, .handle = directory, .name = name, .to_handle = to_directory,
                                           .to_name = name });
-}
-
-int disk_unlink(struct io *io, int directory, const char *name, uint32_t flags)
-{
-    return (int)io_call(io, &(struct op){ .kind = OP_UNLINK, .handle = directory, .name = name, .flags = flags });
-}
-
-int disk_sync(struct io *io, int handle) { return (int)io_call(io, &(struct op){ .kind = OP_FSYNC, .handle = handle }); }
-
-int disk_lock(struct io *io, int handle) { return (int)io_call(io, &(struct op){ .kind = OP_LOCK, .handle = handle }); }
-
-void disk_pause(struct io *io, uint64_t duration_ns)
-{
-    io_call(io, &(struct op){ .kind = OP_TIMER, .deadline_ns = io_now(io) + duration_ns });
 }
 
 int disk_read(struct io *io, int handle, uint64_t file_offset, void *to, uint64_t size)
@@ -89,7 +60,7 @@ static int load(struct io *io, int handle, uint64_t most, void **bytes, uint64_t
 {
     struct io_stat stat = { 0 };
     void *loaded;
-    int error = disk_stat(io, handle, NULL, &stat);
+    int error = file_stat(io, handle, NULL, &stat);
 
     if (error < 0 || !stat.is_regular || stat.size > most)
         return error < 0 ? error : stat.is_regular ? -EFBIG : -EBADMSG;
@@ -106,14 +77,14 @@ static int load(struct io *io, int handle, uint64_t most, void **bytes, uint64_t
 }
 
 /* Looked at before it is opened: opening a pipe would wait for its writer. */
-int disk_load(struct io *io, int directory, const char *name, uint64_t most, void **bytes, uint64_t *size)
+int disk_load_file(struct io *io, int directory, const char *name, uint64_t most, void **bytes, uint64_t *size)
 {
     struct io_stat stat = { 0 };
-    int error = disk_stat(io, directory, name, &stat), handle;
+    int error = file_stat(io, directory, name, &stat), handle;
 
     if (error < 0 || !stat.is_regular)
         return error < 0 ? error : -EBADMSG;
-    handle = disk_open(io, directory, name, OPEN_READ);
+    handle = file_open(io, directory, name, OPEN_READ);
     if (handle < 0)
         return handle;
     error = load(io, handle, most, bytes, size);

@@ -13,7 +13,7 @@ int manifest_in(struct io *io, int directory, const char *name, struct manifest 
 {
     uint64_t size = 0;
     void *json = NULL;
-    int error = disk_load(io, directory, name, MANIFEST_MAX_BYTES, &json, &size);
+    int error = disk_load_file(io, directory, name, MANIFEST_MAX_BYTES, &json, &size);
 
     *reason = error < 0 ? failure_likely_cause(-error) : "the format is newer";
     if (error < 0)
@@ -35,7 +35,7 @@ static bool has_part_of(struct io *io, int root, const char *hidden, uint32_t ra
         return false;
     part_name_make(rank, part);
     part_manifest_name_make(rank, list);
-    has = disk_stat(io, directory, part, &stat) == 0 || disk_stat(io, directory, list, &stat) == 0;
+    has = file_stat(io, directory, part, &stat) == 0 || file_stat(io, directory, list, &stat) == 0;
     disk_close(io, &directory);
     return has;
 }
@@ -53,7 +53,7 @@ void other_id_of(const struct publication *publication, uint32_t rank, char hex[
     struct digest id;
 
     hex[0] = '\0';
-    if (disk_list(publication->io, publication->root, &list) < 0)
+    if (directory_list(publication->io, publication->root, &list) < 0)
         return;
     for (size_t i = 0; i < list.count && !hex[0]; i++)
         if (is_other_save_of(list.names[i], publication->name, publication->save_id, &id) &&
@@ -70,7 +70,7 @@ static void parts_count(struct io *io, int directory, struct unpublished *save)
     struct io_list list = { 0 };
     uint32_t number;
 
-    if (disk_list(io, directory, &list) < 0)
+    if (directory_list(io, directory, &list) < 0)
         return;
     for (size_t i = 0; i < list.count; i++) {
         struct manifest part = { 0 };
@@ -101,7 +101,7 @@ static int unpublished_collect(struct io *io, int root, const char *name, struct
 {
     struct io_list list = { 0 };
     size_t capacity = 0;
-    int error = disk_list(io, root, &list);
+    int error = directory_list(io, root, &list);
 
     for (size_t i = 0; i < list.count && error == 0; i++) {
         struct unpublished save = { .world_size = 0 };

@@ -21,10 +21,10 @@ static bool is_at_work(const struct publication *publication, uint32_t rank)
     int handle, locked;
 
     part_name_make(rank, part);
-    handle = disk_open(publication->io, publication->directory, part, OPEN_READ);
+    handle = file_open(publication->io, publication->directory, part, OPEN_READ);
     if (handle < 0)
         return false;
-    locked = disk_lock(publication->io, handle);
+    locked = file_lock(publication->io, handle, 0);
     disk_close(publication->io, &handle);
     return locked == -EWOULDBLOCK;
 }
@@ -42,7 +42,7 @@ static int missing(const struct publication *publication, uint32_t rank)
     other_id_of(publication, rank, other);
     if (other[0])
         snprintf(hint, sizeof(hint), "; there is a part of this rank under the save id %s: were two ids mixed?", other);
-    if (disk_stat(publication->io, publication->directory, part, &stat) == 0)
+    if (file_stat(publication->io, publication->directory, part, &stat) == 0)
         return publication_refuse(publication, ENOENT, "publish", publication->hidden, "rank %u of %u did not finish its part: its "
                                   "writer is dead; save this rank again under the same save id%s", rank,
                                   publication->world_size, hint);
@@ -95,7 +95,7 @@ static int strangers_check(const struct publication *publication)
 {
     struct io_list list = { 0 };
     uint32_t number, stranger = 0;
-    int error = disk_list(publication->io, publication->directory, &list);
+    int error = directory_list(publication->io, publication->directory, &list);
 
     for (size_t i = 0; i < list.count; i++)
         if (part_manifest_name_parse(list.names[i], &number) && number > publication->world_size)
@@ -142,7 +142,7 @@ bool parts_all_replace(const struct publication *publication)
 static int file_check(const struct publication *publication, uint32_t rank, const char *name, uint64_t size)
 {
     struct io_stat stat = { 0 };
-    int error = disk_stat(publication->io, publication->directory, name, &stat);
+    int error = file_stat(publication->io, publication->directory, name, &stat);
     char *path = publication_path(publication, name);
 
     if (!file_name_is_of_rank(name, rank))

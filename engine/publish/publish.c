@@ -75,41 +75,61 @@ static bool is_leftover(const char *name)
 static int parts_remove(const struct publication *publication)
 {
     struct io_list list = { 0 };
-    int error = disk_list(publication->io, publication->directory, &list);
+    int error = directory_list(publication->io, publication->directory, &list);
     bool any = false;
 
     for (size_t i = 0; i < list.count && error == 0; i++)
         if (is_leftover(list.names[i])) {
             any = true;
-            error = disk_unlink(publication->io, publication->directory, list.names[i], 0);
+            error = file_unlink(publication->io, publication->directory, list.names[i], 0);
             error = error == -ENOENT ? 0 : error;
         }
     io_list_free(&list);
     if (error == 0 && any)
-        error = disk_sync(publication->io, publication->directory);
+        error = file_fsync(publication->io, publication->directory);
     return error < 0 ? publication_fail(publication, -error, "unlink", publication->name) : 0;
 }
 
-/* Under the hidden name stands what was exchanged; or what a rank begins that came too late, and that is not ours to touch. */
-static void replaced_remove(const struct publication *publication)
+static bool has_parts(struct io *io, int directory)
+{
+    struct io_list list = { 0 };
+    uint32_t number;
+    bool has = directory_list(io, directory, &list) < 0;
+
+    for (size_t i = 0; i < list.count && !has; i++)
+        has = part_name_is(list.names[i]) || part_manifest_name_parse(list.names[i], &number);
+    io_list_free(&list);
+    return has;
+}
+
+static bool is_of_another_save(const struct publication *publication, int directory)
 {
     struct manifest manifest = { 0 };
     const char *reason;
+    bool is_other = manifest_in(publication->io, directory, MANIFEST_NAME, &manifest, &reason) == 0 &&
+                    memcmp(manifest.save_id, publication->save_id, sizeof(manifest.save_id)) != 0;
+
+    manifest_deinit(&manifest);
+    return is_other;
+}
+
+/* Under the hidden name stands what was exchanged, or what is left of it; or what a rank begins that came too late: that one has a
+ * part record, and is not ours to touch. */
+static void replaced_remove(const struct publication *publication)
+{
     int hidden = disk_open_directory(publication->io, publication->root, publication->hidden);
 
     if (hidden < 0)
         return;
-    if (manifest_in(publication->io, hidden, MANIFEST_NAME, &manifest, &reason) == 0 &&
-        memcmp(manifest.save_id, publication->save_id, sizeof(manifest.save_id)) != 0)
+    if (is_of_another_save(publication, hidden) || !has_parts(publication->io, hidden))
         retire_old(publication, publication->hidden);
-    manifest_deinit(&manifest);
     disk_close(publication->io, &hidden);
 }
 
 /* Whoever published may have died before the last step: each is done again. `directory` has the name. */
 static int finish(const struct publication *publication)
 {
-    int error = disk_sync(publication->io, publication->root);
+    int error = file_fsync(publication->io, publication->root);
 
     if (error < 0)
         return publication_fail(publication, -error, "fsync", ".");
@@ -149,9 +169,9 @@ static int lock_open(struct publication *publication)
 {
     struct io *io = publication->io;
 
-    publication->lock = disk_open(io, publication->directory, PUBLISH_NAME, OPEN_WRITE | OPEN_CREATE);
+    publication->lock = file_open(io, publication->directory, PUBLISH_NAME, OPEN_WRITE | OPEN_CREATE);
     if (publication->lock == -EEXIST)
-        publication->lock = disk_open(io, publication->directory, PUBLISH_NAME, OPEN_WRITE);
+        publication->lock = file_open(io, publication->directory, PUBLISH_NAME, OPEN_WRITE);
     if (publication->lock >= 0)
         return 0;
     if (publication->lock == -ENOENT)
@@ -164,8 +184,8 @@ static int lock_wait(struct publication *publication)
     uint64_t deadline = io_now(publication->io) + LOCK_WAIT_NS;
     int error;
 
-    while ((error = disk_lock(publication->io, publication->lock)) == -EWOULDBLOCK && io_now(publication->io) < deadline)
-        disk_pause(publication->io, LOCK_LOOK_NS);
+    while ((error = file_lock(publication->io, publication->lock, 0)) == -EWOULDBLOCK && io_now(publication->io) < deadline)
+        pause_for(publication->io, LOCK_LOOK_NS);
     publication->locked = error == 0;
     if (error == -EWOULDBLOCK)
         return publication_refuse(publication, EAGAIN, "lock", publication->hidden,
@@ -178,9 +198,9 @@ static int lock_check(const struct publication *publication)
 {
     struct io_stat opened = { 0 }, named = { 0 }, lock = { 0 };
 
-    if (disk_stat(publication->io, publication->lock, NULL, &lock) < 0 || lock.links == 0 ||
-        disk_stat(publication->io, publication->directory, NULL, &opened) < 0 ||
-        disk_stat(publication->io, publication->root, publication->hidden, &named) < 0)
+    if (file_stat(publication->io, publication->lock, NULL, &lock) < 0 || lock.links == 0 ||
+        file_stat(publication->io, publication->directory, NULL, &opened) < 0 ||
+        file_stat(publication->io, publication->root, publication->hidden, &named) < 0)
         return AGAIN;
     return opened.inode == named.inode && opened.device == named.device ? 0 : AGAIN;
 }
@@ -198,7 +218,7 @@ static int no_such_save(const struct publication *publication)
 {
     struct io_stat stat = { 0 };
 
-    if (disk_stat(publication->io, publication->root, publication->name, &stat) == 0)
+    if (file_stat(publication->io, publication->root, publication->name, &stat) == 0)
         return publication_refuse(publication, EEXIST, "publish", publication->name, "the name holds another checkpoint, and nothing "
                                   "of this save stands here; was it the right save id?");
     return publication_refuse(publication, ENOENT, "publish", publication->hidden,
@@ -225,19 +245,19 @@ static int manifest_put(const struct publication *publication, const char *json,
     struct io *io = publication->io;
     int directory = publication->directory, handle, error;
 
-    error = disk_unlink(io, directory, partial, 0); /* of a publisher that died */
+    error = file_unlink(io, directory, partial, 0); /* of a publisher that died */
     if (error < 0 && error != -ENOENT)
         return error;
-    handle = disk_open(io, directory, partial, OPEN_WRITE | OPEN_CREATE);
+    handle = file_open(io, directory, partial, OPEN_WRITE | OPEN_CREATE);
     if (handle < 0)
         return handle;
     error = disk_write(io, handle, json, size);
     if (error == 0)
-        error = disk_sync(io, handle);
+        error = file_fsync(io, handle);
     disk_close(io, &handle);
     if (error == 0)
         error = disk_rename(io, directory, partial, directory, MANIFEST_NAME, RENAME_PLAIN);
-    return error < 0 ? error : disk_sync(io, directory);
+    return error < 0 ? error : file_fsync(io, directory);
 }
 
 static int manifest_write(const struct publication *publication)
@@ -276,7 +296,7 @@ static bool exchange_is_refused(int error)
 static int move_aside(const struct publication *publication, char aside[HIDDEN_NAME_MAX + 1])
 {
     uint8_t id[16];
-    int error = disk_sync(publication->io, publication->root);
+    int error = file_fsync(publication->io, publication->root);
 
     io_random(publication->io, id, sizeof(id));
     hidden_name_make(publication->name, id, aside);
@@ -297,7 +317,7 @@ static int name_exchange(struct publication *publication, char aside[HIDDEN_NAME
         return name_taken(publication);
     error = retire_keep(publication);
     if (error == 0)
-        error = disk_sync(publication->io, publication->directory) < 0
+        error = file_fsync(publication->io, publication->directory) < 0
             ? publication_fail(publication, EIO, "fsync", publication->hidden) : 0;
     if (error < 0)
         return error;
@@ -345,7 +365,7 @@ static int parts_publish(struct publication *publication)
         error = name_take(publication, aside);
     if (error != 0)
         return error;
-    error = disk_sync(publication->io, publication->root);
+    error = file_fsync(publication->io, publication->root);
     if (error < 0)
         return publication_fail(publication, -error, "fsync", ".");
     if (aside[0])
@@ -358,7 +378,7 @@ static int parts_publish(struct publication *publication)
 static void unlock(struct publication *publication)
 {
     if (publication->locked)
-        disk_unlink(publication->io, publication->directory, PUBLISH_NAME, 0);
+        file_unlink(publication->io, publication->directory, PUBLISH_NAME, 0);
     publication->locked = false;
     disk_close(publication->io, &publication->lock);
 }

@@ -15,7 +15,7 @@ static bool link_is_refused(int error)
 int retire_keep(const struct publication *publication)
 {
     struct io_list list = { 0 };
-    int error = disk_list(publication->io, publication->old, &list);
+    int error = directory_list(publication->io, publication->old, &list);
 
     for (size_t i = 0; i < list.count && error == 0; i++) {
         if (file_name_is_ours(list.names[i]))
@@ -33,7 +33,7 @@ static bool is_linked(const struct publication *publication, int old, const char
 {
     struct io_stat there = { 0 }, here = { 0 };
 
-    return disk_stat(publication->io, old, name, &there) == 0 && disk_stat(publication->io, publication->directory, name, &here) == 0 &&
+    return file_stat(publication->io, old, name, &there) == 0 && file_stat(publication->io, publication->directory, name, &here) == 0 &&
            there.inode == here.inode && there.device == here.device;
 }
 
@@ -46,14 +46,14 @@ void retire_old(const struct publication *publication, const char *hidden)
 
     if (old < 0)
         return;
-    if (disk_list(io, old, &list) == 0)
+    if (directory_list(io, old, &list) == 0)
         for (size_t i = 0; i < list.count; i++) {
             if (file_name_is_ours(list.names[i]) || is_linked(publication, old, list.names[i]))
-                disk_unlink(io, old, list.names[i], 0);
+                file_unlink(io, old, list.names[i], 0);
             else
                 disk_rename(io, old, list.names[i], publication->directory, list.names[i], RENAME_OP_NOREPLACE);
         }
     io_list_free(&list);
     disk_close(io, &old);
-    disk_unlink(io, publication->root, hidden, UNLINK_DIRECTORY);
+    file_unlink(io, publication->root, hidden, UNLINK_DIRECTORY);
 }

@@ -366,7 +366,12 @@ def a_rank_that_comes_back_after_the_publish_is_refused_and_harms_nothing(root):
 def a_part_lock_is_held_until_the_next_save_after_the_publish(root):
     with Rank(root, 0, world=2) as rank:
         def held():
-            links = [os.readlink(f"/proc/{rank.writer}/fd/{fd}") for fd in os.listdir(f"/proc/{rank.writer}/fd")]
+            links = []
+            for descriptor in glob.glob(f"/proc/{rank.writer}/fd/*"):
+                try:
+                    links.append(os.readlink(descriptor))
+                except FileNotFoundError:   # closed since it was listed
+                    pass
             return [re.search(r"step-\d", link).group() for link in links if "tspool.part-" in link]
 
         rank.durable()

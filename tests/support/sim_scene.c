@@ -46,7 +46,8 @@ struct sim_disk *scene_disk(const struct sim_disk_settings *settings)
 
 static struct message_hello hello_of(const struct scene_settings *settings)
 {
-    struct message_hello hello = { .version = TSPOOL_VERSION, .chunk_bytes = CHUNK_BYTES, .hash_threads = 2, .world_size = 1 };
+    struct message_hello hello = { .version = TSPOOL_VERSION, .chunk_bytes = CHUNK_BYTES, .hash_threads = 2,
+                                   .rank = settings->rank, .world_size = settings->world_size ? settings->world_size : 1 };
 
     hello.arena_bytes = (settings->slots ? settings->slots : 4) * CHUNK_BYTES;
     hello.item_bytes = settings->item_bytes ? settings->item_bytes : 4096;

@@ -18,6 +18,7 @@ struct scene_settings {
     struct sim_settings world;
     uint32_t item_bytes, depth, slots;   /* 0: 4096, 4, 4 */
     bool buffered, keeps_slots;
+    uint32_t rank, world_size;           /* world_size 0: 1 */
     const struct sim_fault *faults;      /* by number as sim_fault_hits wants them */
     unsigned fault_count;
     sim_look *look;

@@ -94,11 +94,15 @@ int sim_state_declare(const struct sim_state *state, struct tspool_save *save, s
     return error ? error : tspool_save_metadata(save, "step", state->step, failure);
 }
 
-void sim_state_init(struct sim_state *state, uint64_t seed, size_t bulk)
+void sim_state_init(struct sim_state *state, uint64_t seed, size_t bulk) { sim_state_init_part(state, seed, bulk, 0, 1); }
+
+void sim_state_init_part(struct sim_state *state, uint64_t seed, size_t bulk, uint32_t rank, uint32_t world_size)
 {
-    struct plan_rules rules = { .shard_bytes = 6144 + bulk, .offset_align = 4096, .world_size = 1 };
+    struct plan_rules rules = { .shard_bytes = 6144 + bulk, .offset_align = 4096, .rank = rank, .world_size = world_size };
 
     memset(state, 0, sizeof(*state));
+    state->rank = rank;
+    state->world_size = world_size;
     state->seed = seed;
     state->bulk = bulk;
     must((state->dict = state_dict_create()) != NULL);
@@ -146,8 +150,18 @@ void sim_state_stage(const struct sim_state *state, uint32_t chunk, uint8_t *to)
 struct texts {
     char *index, *manifest;
     size_t index_size, manifest_size, digest_patch, self_patch;
-    char objects_name[SHARD_FILE_NAME_MAX + 1];
+    char objects_name[SHARD_FILE_NAME_MAX + 1], digests_name[SHARD_FILE_NAME_MAX + 1], manifest_name[SHARD_FILE_NAME_MAX + 1];
 };
+
+static void texts_name(const struct sim_state *state, struct texts *texts)
+{
+    objects_name_make(state->rank, texts->objects_name);
+    digests_name_make(state->rank, state->world_size, texts->digests_name);
+    if (state->world_size > 1)
+        part_manifest_name_make(state->rank, texts->manifest_name);
+    else
+        strcpy(texts->manifest_name, MANIFEST_NAME);
+}
 
 static void index_make(const struct sim_state *state, struct texts *texts)
 {
@@ -165,12 +179,13 @@ static size_t files_list(const struct sim_state *state, const struct texts *text
     size_t count = 0;
 
     for (; count < plan->file_count; count++)
-        files[count] = (struct manifest_file){ plan->files[count].name, MANIFEST_SAFETENSORS, 0, plan->files[count].size,
+        files[count] = (struct manifest_file){ plan->files[count].name, MANIFEST_SAFETENSORS, state->rank, plan->files[count].size,
                                                plan->files[count].header_size, plan->files[count].header_digest };
-    files[count++] = (struct manifest_file){ texts->objects_name, MANIFEST_OBJECTS, 0, sizeof(state->objects),
+    files[count++] = (struct manifest_file){ texts->objects_name, MANIFEST_OBJECTS, state->rank, sizeof(state->objects),
                                              sizeof(state->objects), hash_bytes(state->objects, sizeof(state->objects)) };
-    files[count++] = (struct manifest_file){ INDEX_NAME, MANIFEST_INDEX, 0, texts->index_size, texts->index_size,
-                                             hash_bytes(texts->index, texts->index_size) };
+    if (texts->index)
+        files[count++] = (struct manifest_file){ INDEX_NAME, MANIFEST_INDEX, 0, texts->index_size, texts->index_size,
+                                                 hash_bytes(texts->index, texts->index_size) };
     return count;
 }
 
@@ -178,15 +193,16 @@ static void manifest_make(const struct sim_state *state, const uint8_t save_id[1
 {
     const struct plan *plan = state->plan;
     struct manifest_file files[16];
-    struct manifest_digests digests = { .name = DIGESTS_NAME, .size = digests_file_size(plan->entry_count, plan->leaf_count) };
-    struct manifest_object object = { "rng", "bytes", texts->objects_name, 0, 0, sizeof(state->objects),
+    struct manifest_digests digests = { .name = texts->digests_name, .rank = state->rank, .size = digests_file_size(plan->entry_count, plan->leaf_count) };
+    struct manifest_object object = { "rng", "bytes", texts->objects_name, state->rank, 0, sizeof(state->objects),
                                       hash_bytes(state->objects, sizeof(state->objects)) };
     struct manifest_alias alias = { shapes[TIED].name, shapes[0].name };
     struct header_pair step = { "step", state->step };
     struct manifest manifest = {
-        .version = MANIFEST_VERSION, .world_size = 1, .sequence = state->seed, .time_seconds = 1800000000,
+        .version = MANIFEST_VERSION, .world_size = state->world_size, .sequence = state->seed, .time_seconds = 1800000000,
         .metadata = &step, .metadata_count = 1, .files = files, .digests = &digests, .digests_count = 1,
         .objects = &object, .object_count = 1, .aliases = &alias, .alias_count = 1,
+        .is_part = state->world_size > 1, .part = state->rank, .replace = state->replace,
     };
 
     memcpy(manifest.save_id, save_id, sizeof(manifest.save_id));
@@ -208,25 +224,31 @@ static uint64_t text_place(struct appendix_front *front, uint64_t end, enum text
 void *sim_state_appendix(const struct sim_state *state, const uint8_t save_id[16], uint64_t *size)
 {
     const struct plan *plan = state->plan;
-    struct appendix_front front = { .magic = APPENDIX_MAGIC, .version = SHEET_VERSION, .digests_name = DIGESTS_NAME };
-    struct texts texts;
+    struct appendix_front front = { .magic = APPENDIX_MAGIC, .version = SHEET_VERSION };
+    struct texts texts = { .index = NULL };
     uint64_t end = sizeof(front);
+    unsigned last;
     uint8_t *bytes;
 
-    objects_name_make(0, texts.objects_name);
-    index_make(state, &texts);
+    texts_name(state, &texts);
+    if (state->world_size == 1)
+        index_make(state, &texts);
     manifest_make(state, save_id, &texts);
+    memcpy(front.digests_name, texts.digests_name, sizeof(front.digests_name));
     front.digests_patch = texts.digest_patch;
     front.self_patch = texts.self_patch;
     front.digests_size = digests_file_size(plan->entry_count, plan->leaf_count);
     end = text_place(&front, end, TEXT_OBJECTS, texts.objects_name, sizeof(state->objects));
-    end = text_place(&front, end, TEXT_INDEX, INDEX_NAME, texts.index_size);
-    end = text_place(&front, end, TEXT_MANIFEST, MANIFEST_NAME, texts.manifest_size);
+    if (texts.index)
+        end = text_place(&front, end, TEXT_INDEX, INDEX_NAME, texts.index_size);
+    end = text_place(&front, end, TEXT_MANIFEST, texts.manifest_name, texts.manifest_size);
+    last = front.text_count - 1;
     must((bytes = calloc(1, end)) != NULL);
     memcpy(bytes, &front, sizeof(front));
     memcpy(bytes + front.texts[0].offset, state->objects, sizeof(state->objects));
-    memcpy(bytes + front.texts[1].offset, texts.index, texts.index_size);
-    memcpy(bytes + front.texts[2].offset, texts.manifest, texts.manifest_size);
+    if (texts.index)
+        memcpy(bytes + front.texts[1].offset, texts.index, texts.index_size);
+    memcpy(bytes + front.texts[last].offset, texts.manifest, texts.manifest_size);
     free(texts.index);
     free(texts.manifest);
     *size = end;

@@ -12,6 +12,8 @@
 #define SIM_TENSORS 9u
 
 struct sim_state {
+    uint32_t rank, world_size; /* of several ranks each saves all of it: replicas */
+    bool replace;              /* says its part record */
     uint64_t seed;
     size_t bulk;
     struct state_dict *dict;
@@ -26,6 +28,7 @@ struct sim_state {
 
 /* Shards of about 6 KiB of tensors; a multiple of 4096 more of it with `bulk` bytes. */
 void sim_state_init(struct sim_state *state, uint64_t seed, size_t bulk);
+void sim_state_init_part(struct sim_state *state, uint64_t seed, size_t bulk, uint32_t rank, uint32_t world_size);
 void sim_state_deinit(struct sim_state *state);
 /* What goes with BEGIN besides the sheet; malloc'ed. */
 void *sim_state_appendix(const struct sim_state *state, const uint8_t save_id[16], uint64_t *size);

@@ -160,7 +160,7 @@ static uint32_t slot_take(struct sim_trainer *trainer)
 
 bool sim_save_is_answered(const struct sim_save *save)
 {
-    return save->published || save->failed || save->unknown || save->abandoned;
+    return (save->durable && save->state->world_size > 1) || save->published || save->failed || save->unknown || save->abandoned;
 }
 
 /* Every chunk that can have a slot gets one, in the plan's order, and a pause. */
@@ -274,6 +274,8 @@ static void progressed(struct sim_trainer *trainer, struct sim_save *save, const
     case MESSAGE_DURABLE:
         if (save->durable++ || !save->written)
             broken(trainer, "DURABLE twice, or before WRITTEN");
+        if (save->state->world_size > 1) /* the last that it hears */
+            save_ended(trainer, save);
         break;
     default:
         if (save->published++ || !save->durable)

@@ -1,0 +1,536 @@
+/* sim/ranks.c - several ranks in the simulated world: parts that are durable when their writer says so, and a publisher that is
+ * cut at each of its operations, by a kill, an error or a power cut in every way, and runs beside another. Whatever happened, the
+ * name is as it was or has the whole of the new checkpoint, and to publish again succeeds and leaves nothing else behind.
+ */
+#include "crash_watch.h"
+#include "sim_party.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <publish/publish.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define RANKS 2u
+#define NAME "c"
+#define PATH SCENE_ROOT "/" NAME
+#define SEED 9u
+#define OLD_SEED 8u
+#define NOTES "notes.txt"
+
+struct fixture {
+    struct scene_settings settings;
+    struct sim_state parts[RANKS], old;
+    bool replaces;
+    uint8_t save_id[16];
+    struct sim_disk *disk;              /* all parts on it, all of it durable */
+    struct digest old_tree, notes;
+};
+
+static void settings_init(struct scene_settings *settings, enum sim_ordering ordering, bool exchange_refused)
+{
+    memset(settings, 0, sizeof(*settings));
+    settings->world = (struct sim_settings){ .memory_align = 512, .offset_align = 512 };
+    settings->world.disk = (struct sim_disk_settings){ .ordering = ordering, .exchange_refused = exchange_refused };
+}
+
+/* Lets one rank save, on `disk`, which is taken over; the disk afterwards, or NULL when its part did not become durable. */
+static struct sim_disk *part_save(const struct fixture *fixture, struct sim_disk *disk, uint32_t rank, sim_look *look, void *context)
+{
+    struct scene_settings settings = fixture->settings;
+    struct sim_disk *after = NULL;
+    struct sim_save *save;
+    struct scene scene;
+
+    settings.rank = rank;
+    settings.world_size = RANKS;
+    settings.look = look;
+    settings.look_context = context;
+    scene_init(&scene, &settings, disk);
+    cr_assert(scene_run_until_ready(&scene));
+    save = sim_trainer_begin(&scene.trainer, &fixture->parts[rank], NAME, fixture->replaces, fixture->save_id, 0);
+    if (scene_run_until_answered(&scene, save) && save->durable && scene_close(&scene))
+        after = sim_disk_clone(sim_world_disk(scene.world));
+    cr_expect_null(scene_violation(&scene), "%s", scene_violation(&scene));
+    scene_deinit(&scene);
+    return after;
+}
+
+static void notes_add(struct fixture *fixture)
+{
+    uint32_t directory, file;
+
+    cr_assert_eq(sim_disk_walk(fixture->disk, SIM_ROOT, PATH, &directory), 0);
+    cr_assert_eq(sim_disk_make(fixture->disk, directory, NOTES, false, &file), 0);
+    cr_assert_eq(sim_disk_write(fixture->disk, file, 0, "mine", 4), 4);
+    sim_disk_sync_all(fixture->disk);
+    fixture->notes = tree_at(fixture->disk, PATH "/" NOTES);
+}
+
+/* With `replaces`, an older checkpoint has the name, and somebody's file lies in it. */
+static void fixture_init(struct fixture *fixture, enum sim_ordering ordering, bool replaces, bool exchange_refused, uint32_t ranks)
+{
+    memset(fixture, 0, sizeof(*fixture));
+    settings_init(&fixture->settings, ordering, exchange_refused);
+    fixture->replaces = replaces;
+    scene_save_id(SEED, fixture->save_id);
+    sim_state_init(&fixture->old, OLD_SEED, 0);
+    if (replaces) {
+        cr_assert_not_null(fixture->disk = scene_commit(&fixture->settings, NULL, &fixture->old, NAME, false));
+        notes_add(fixture);
+        fixture->old_tree = tree_at(fixture->disk, PATH);
+    } else {
+        fixture->disk = scene_disk(&fixture->settings.world.disk);
+    }
+    for (uint32_t rank = 0; rank < RANKS; rank++) {
+        sim_state_init_part(&fixture->parts[rank], SEED, 0, rank, RANKS);
+        fixture->parts[rank].replace = replaces;
+        if (rank < ranks)
+            cr_assert_not_null(fixture->disk = part_save(fixture, fixture->disk, rank, NULL, NULL));
+    }
+    sim_disk_sync_all(fixture->disk);
+}
+
+static void fixture_deinit(struct fixture *fixture)
+{
+    sim_disk_destroy(fixture->disk);
+    for (uint32_t rank = 0; rank < RANKS; rank++)
+        sim_state_deinit(&fixture->parts[rank]);
+    sim_state_deinit(&fixture->old);
+}
+
+/* Publishing ------------------------------------------------------------------------------------------------------------- */
+
+struct run {
+    uint64_t seed;
+    const struct sim_fault *fault;
+    sim_look *look;
+    void *context;
+    uint64_t ops;                       /* out */
+    int result;
+    struct tspool_failure failure;
+};
+
+struct order { const struct fixture *fixture; struct tspool_failure *failure; };
+
+static int publisher(struct io *io, void *argument)
+{
+    const struct order *order = argument;
+
+    return publish_on(io, SCENE_ROOT, NAME, order->fixture->save_id, RANKS, order->failure);
+}
+
+static void world_run(struct sim_world *world, struct sim_party *parties, unsigned count)
+{
+    struct completion completion;
+    struct io *io;
+
+    while (sim_world_next(world, IO_FOREVER, &io, &completion) > 0)
+        for (unsigned i = 0; i < count; i++)
+            if (parties[i].inner == io && !parties[i].done)
+                sim_party_take(&parties[i], &completion);
+}
+
+/* On `disk`, which is taken over; the disk afterwards, as programs see it. */
+static struct sim_disk *publish_once(const struct fixture *fixture, struct sim_disk *disk, struct run *run)
+{
+    struct sim_settings settings = fixture->settings.world;
+    struct order order = { fixture, &run->failure };
+    struct sim_party party;
+    struct sim_world *world;
+
+    run->failure = (struct tspool_failure)TSPOOL_FAILURE_INIT;
+    settings.seed = run->seed;
+    world = sim_world_create(&settings, disk);
+    if (run->fault)
+        sim_world_fault(world, run->fault);
+    sim_world_observe(world, run->look, run->context);
+    sim_party_start(&party, world, "publisher", publisher, &order);
+    world_run(world, &party, 1);
+    run->ops = sim_io_ops(party.inner);
+    run->result = party.done ? party.result : -EINTR;
+    disk = sim_disk_clone(sim_world_disk(world));
+    cr_expect_null(sim_world_violation(world), "%s", sim_world_violation(world));
+    sim_party_end(&party);
+    sim_world_destroy(world);
+    return disk;
+}
+
+static size_t names_left(const struct sim_disk *disk, const char *path)
+{
+    struct io_list list;
+    uint32_t directory;
+    size_t count;
+
+    cr_assert_eq(sim_disk_walk(disk, SIM_ROOT, path, &directory), 0);
+    cr_assert_eq(sim_disk_list(disk, directory, &list), 0);
+    count = list.count;
+    io_list_free(&list);
+    return count;
+}
+
+static bool is_absent(struct digest tree)
+{
+    struct digest none = { { 0 } };
+
+    return digest_equal(tree, none);
+}
+
+/* The new one, whole; `why` says what is wrong with it. */
+static bool is_new(const struct fixture *fixture, const struct sim_disk *disk, char *why, size_t why_size)
+{
+    if (disk_load(disk, PATH, &fixture->parts[0], why, why_size) != 0)
+        return false;
+    snprintf(why, why_size, "somebody else's file is lost");
+    return !fixture->replaces || digest_equal(tree_at(disk, PATH "/" NOTES), fixture->notes);
+}
+
+/* Where directories cannot be exchanged the name is missing for a moment, and whoever opens next puts it back. */
+static bool may_be_absent(const struct fixture *fixture)
+{
+    return !fixture->replaces || fixture->settings.world.disk.exchange_refused;
+}
+
+/* NULL when the name is as it was or has the new one; once that was acknowledged, only the new one. */
+static const char *broken(const struct fixture *fixture, const struct sim_disk *disk, bool acknowledged)
+{
+    static char why[300];
+    struct digest tree = tree_at(disk, PATH);
+
+    if (is_absent(tree))
+        return acknowledged ? "success was said, and nothing is there" : may_be_absent(fixture) ? NULL : "the old one is gone";
+    if (fixture->replaces && digest_equal(tree, fixture->old_tree))
+        return acknowledged ? "success was said, and the old one is there" : NULL;
+    return is_new(fixture, disk, why, sizeof(why)) ? NULL : why;
+}
+
+/* `disk` is taken over. What was moved aside for want of an exchange is left to gc when its mover was cut. */
+static const char *again_fails(const struct fixture *fixture, struct sim_disk *disk, uint64_t seed)
+{
+    static char why[600];
+    struct run run = { .seed = seed };
+    size_t most = fixture->settings.world.disk.exchange_refused ? 2 : 1;
+
+    disk = publish_once(fixture, disk, &run);
+    why[0] = '\0';
+    if (run.result != 0)
+        snprintf(why, sizeof(why), "to publish again fails: %.500s", run.failure.message);
+    else if (is_new(fixture, disk, why, sizeof(why)))
+        why[0] = '\0';
+    if (!why[0] && names_left(disk, SCENE_ROOT) > most)
+        snprintf(why, sizeof(why), "%zu names are left in the root", names_left(disk, SCENE_ROOT));
+    sim_disk_destroy(disk);
+    return why[0] ? why : NULL;
+}
+
+Test(ranks, parts_are_published_whatever_the_order_of_completions)
+{
+    struct fixture fixture;
+
+    fixture_init(&fixture, SIM_STRICT, false, false, RANKS);
+    cr_assert(is_absent(tree_at(fixture.disk, PATH)));
+    for (uint64_t seed = 0; seed < 50; seed++) {
+        struct run run = { .seed = seed };
+        struct sim_disk *after = publish_once(&fixture, sim_disk_clone(fixture.disk), &run);
+
+        cr_assert_eq(run.result, 0, "%s", run.failure.message);
+        cr_assert_null(broken(&fixture, after, true), "%s", broken(&fixture, after, true));
+        cr_assert_eq(names_left(after, SCENE_ROOT), 1);
+        cr_assert_null(again_fails(&fixture, after, seed));
+    }
+    fixture_deinit(&fixture);
+}
+
+Test(ranks, a_part_that_is_missing_is_named_and_nothing_is_changed)
+{
+    struct fixture fixture;
+    struct run run = { .seed = 1 };
+    struct sim_disk *after;
+    struct digest before;
+
+    fixture_init(&fixture, SIM_STRICT, false, false, RANKS - 1);
+    before = tree_at(fixture.disk, SCENE_ROOT);
+    after = publish_once(&fixture, sim_disk_clone(fixture.disk), &run);
+    cr_assert_eq(run.result, -ENOENT);
+    cr_assert(strstr(run.failure.cause, "rank 1 of 2"), "%s", run.failure.message);
+    cr_assert(digest_equal(tree_at(after, SCENE_ROOT), before));
+    sim_disk_destroy(after);
+    fixture_deinit(&fixture);
+}
+
+/* Cut at each operation ---------------------------------------------------------------------------------------------------- */
+
+static void each_op_is_cut(bool replaces, bool exchange_refused, enum sim_action action, int error)
+{
+    struct run whole = { .seed = 1 };
+    struct fixture fixture;
+
+    fixture_init(&fixture, SIM_STRICT, replaces, exchange_refused, RANKS);
+    sim_disk_destroy(publish_once(&fixture, sim_disk_clone(fixture.disk), &whole));
+    cr_assert_geq(whole.ops, 60);
+    for (uint64_t ordinal = 1; ordinal <= whole.ops; ordinal++) {
+        struct sim_fault fault = { .on = { .process = "publisher" }, .ordinal = ordinal, .action = action, .error = error };
+        struct run run = { .seed = 1, .fault = &fault };
+        struct sim_disk *after = publish_once(&fixture, sim_disk_clone(fixture.disk), &run);
+        const char *wrong = broken(&fixture, after, run.result == 0);
+
+        cr_expect_null(wrong, "op %" PRIu64 ": %s (%s)", ordinal, wrong, run.failure.message);
+        wrong = again_fails(&fixture, after, ordinal);
+        cr_expect_null(wrong, "op %" PRIu64 ": %s (before: %s)", ordinal, wrong, run.failure.message);
+    }
+    fixture_deinit(&fixture);
+}
+
+Test(ranks, publisher_killed_at_each_operation_is_followed_by_one_that_succeeds) { each_op_is_cut(false, false, SIM_KILL, 0); }
+Test(ranks, replacing_publisher_killed_at_each_operation_too) { each_op_is_cut(true, false, SIM_KILL, 0); }
+Test(ranks, replacing_publisher_without_exchange_killed_at_each_operation_too) { each_op_is_cut(true, true, SIM_KILL, 0); }
+Test(ranks, error_of_each_operation_is_mended_by_publishing_again) { each_op_is_cut(false, false, SIM_FAIL, EIO); }
+Test(ranks, late_error_of_each_operation_is_mended_by_publishing_again) { each_op_is_cut(true, false, SIM_FAIL_AFTER, EIO); }
+
+/* Power cuts ---------------------------------------------------------------------------------------------------------------- */
+
+#define KNOWN_MAX 8192u
+
+struct cuts {
+    const struct fixture *fixture;
+    struct digest *known;               /* roots that were found, and judged, before */
+    size_t known_count;
+    uint64_t visits, prefixes;
+    bool acknowledged, part_only;       /* part_only: the last rank is still saving */
+    const char *wrong;
+    char when[900];
+};
+
+static bool is_known(struct cuts *cuts, struct digest root)
+{
+    for (size_t i = 0; i < cuts->known_count; i++)
+        if (digest_equal(cuts->known[i], root))
+            return true;
+    if (cuts->known_count < KNOWN_MAX)
+        cuts->known[cuts->known_count++] = root;
+    return false;
+}
+
+/* While a part is being written: what was cut is refused with the rank's name, or it is whole. */
+static const char *part_judge(const struct cuts *cuts, struct sim_disk *found)
+{
+    static char why[600];
+    struct run run = { .seed = cuts->prefixes };
+    struct sim_disk *after = publish_once(cuts->fixture, found, &run);
+    bool is_refused = run.result == -ENOENT && strstr(run.failure.cause, "rank 1 of 2");
+
+    why[0] = '\0';
+    if (run.result == 0 && is_new(cuts->fixture, after, why, sizeof(why)))
+        why[0] = '\0';
+    else if (run.result != 0 && (cuts->acknowledged || !is_refused))
+        snprintf(why, sizeof(why), "%s: %.500s", cuts->acknowledged ? "DURABLE was said" : "half a part", run.failure.message);
+    sim_disk_destroy(after);
+    return why[0] ? why : NULL;
+}
+
+static bool cut_judge(const struct sim_disk *disk, const bool *kept, void *context)
+{
+    struct cuts *cuts = context;
+    struct sim_disk *found = sim_disk_power_cut(disk, kept);
+
+    cuts->visits++;
+    if (is_known(cuts, tree_at(found, SCENE_ROOT))) {
+        sim_disk_destroy(found);
+        return true;
+    }
+    if (cuts->part_only) {
+        cuts->wrong = part_judge(cuts, found);
+        return !cuts->wrong;
+    }
+    cuts->wrong = broken(cuts->fixture, found, cuts->acknowledged);
+    if (cuts->wrong)
+        sim_disk_destroy(found);
+    else
+        cuts->wrong = again_fails(cuts->fixture, found, cuts->prefixes);
+    return !cuts->wrong;
+}
+
+static void cut_here(struct cuts *cuts, const struct sim_disk *disk, uint64_t seed)
+{
+    struct power_cuts each = { .exhaustive = 8, .samples = 40, .seed = seed };
+
+    cuts->prefixes++;
+    power_cuts_each(disk, &each, cut_judge, cuts);
+}
+
+static void cut_look(struct sim_world *world, const struct sim_seen *seen, void *context)
+{
+    struct cuts *cuts = context;
+    bool is_said = cuts->part_only && seen->kind == OP_SEND;
+    struct sim_disk *disk;
+
+    if (cuts->wrong || (seen->kind != OP_RENAME && seen->kind != OP_UNLINK && seen->kind != OP_FSYNC && !is_said))
+        return;
+    if (is_said) { /* what was acknowledged: judged anew, with what is known forgotten */
+        struct message message;
+
+        if (message_decode(seen->bytes, seen->size, &message) || message.kind != MESSAGE_DURABLE)
+            return;
+        cuts->acknowledged = true;
+        cuts->known_count = 0;
+    }
+    disk = sim_world_disk_in_flight(world);
+    cut_here(cuts, disk, seen->number);
+    sim_disk_destroy(disk);
+    if (cuts->wrong)
+        snprintf(cuts->when, sizeof(cuts->when), "after %s %s", op_kind_name(seen->kind), seen->path);
+}
+
+static void cuts_init(struct cuts *cuts, const struct fixture *fixture)
+{
+    *cuts = (struct cuts){ .fixture = fixture, .known = calloc(KNOWN_MAX, sizeof(struct digest)) };
+}
+
+/* Publishes under the eyes of the judge, and asks it once more when success was said. */
+static void publish_watched(struct cuts *cuts, const struct sim_fault *fault)
+{
+    struct run run = { .seed = 3, .look = cut_look, .context = cuts, .fault = fault };
+    struct sim_disk *after = publish_once(cuts->fixture, sim_disk_clone(cuts->fixture->disk), &run);
+
+    cr_expect_eq(run.result, 0, "%s", run.failure.message);
+    cuts->acknowledged = true;
+    cuts->known_count = 0;
+    if (!cuts->wrong)
+        cut_here(cuts, after, 77);
+    sim_disk_destroy(after);
+}
+
+static void every_cut_is_survived(enum sim_ordering ordering, bool replaces, bool exchange_refused)
+{
+    struct fixture fixture;
+    struct cuts cuts;
+
+    fixture_init(&fixture, ordering, replaces, exchange_refused, RANKS);
+    cuts_init(&cuts, &fixture);
+    publish_watched(&cuts, NULL);
+    cr_expect_null(cuts.wrong, "%s: %s", cuts.when, cuts.wrong);
+    cr_expect_geq(cuts.prefixes, 10);
+    cr_expect_geq(cuts.visits, 3 * cuts.prefixes, "%" PRIu64 " of %" PRIu64, cuts.visits, cuts.prefixes);
+    free(cuts.known);
+    fixture_deinit(&fixture);
+}
+
+Test(ranks, every_power_cut_of_a_publish_leaves_nothing_or_the_whole) { every_cut_is_survived(SIM_STRICT, false, false); }
+Test(ranks, every_power_cut_of_a_publish_on_a_journal_too) { every_cut_is_survived(SIM_JOURNAL, false, false); }
+Test(ranks, every_power_cut_of_a_replace_leaves_the_old_or_the_new) { every_cut_is_survived(SIM_STRICT, true, false); }
+Test(ranks, every_power_cut_of_a_replace_on_a_journal_too) { every_cut_is_survived(SIM_JOURNAL, true, false); }
+
+/* The judge must find a publisher that forgets a sync. */
+Test(ranks, a_publisher_that_forgets_a_sync_is_caught)
+{
+    const struct sim_fault planted[] = {
+        { .on = { "publisher", OP_FSYNC, SCENE_ROOT }, .action = SIM_LIE },
+        { .on = { "publisher", OP_FSYNC, SCENE_ROOT "/." NAME ".*/tspool.manifest.json*" }, .action = SIM_LIE },
+        { .on = { "publisher", OP_FSYNC, SCENE_ROOT "/." NAME ".*" }, .action = SIM_LIE },
+    };
+
+    for (size_t i = 0; i < sizeof(planted) / sizeof(*planted); i++) {
+        struct fixture fixture;
+        struct cuts cuts;
+
+        fixture_init(&fixture, SIM_STRICT, false, false, RANKS);
+        cuts_init(&cuts, &fixture);
+        publish_watched(&cuts, &planted[i]);
+        cr_expect_not_null(cuts.wrong, "planted bug %zu survives", i);
+        free(cuts.known);
+        fixture_deinit(&fixture);
+    }
+}
+
+/* The last rank's writer, watched by the same judge: DURABLE means that to publish succeeds after any power cut. */
+static const char *part_watched(enum sim_ordering ordering, const struct sim_fault *fault, struct cuts *cuts)
+{
+    struct fixture fixture;
+    struct sim_disk *after;
+
+    fixture_init(&fixture, ordering, false, false, RANKS - 1);
+    cuts_init(cuts, &fixture);
+    cuts->part_only = true;
+    fixture.settings.faults = fault;
+    fixture.settings.fault_count = fault ? 1 : 0;
+    after = part_save(&fixture, sim_disk_clone(fixture.disk), RANKS - 1, cut_look, cuts);
+    cr_expect(cuts->wrong || after, "the part did not become durable");
+    sim_disk_destroy(after);
+    free(cuts->known);
+    fixture_deinit(&fixture);
+    return cuts->wrong;
+}
+
+static void a_part_survives(enum sim_ordering ordering)
+{
+    struct cuts cuts;
+    const char *wrong = part_watched(ordering, NULL, &cuts);
+
+    cr_expect_null(wrong, "%s: %s", cuts.when, wrong);
+    cr_expect(cuts.acknowledged, "the judge never saw DURABLE");
+    cr_expect_geq(cuts.prefixes, 15);
+}
+
+Test(ranks, a_part_is_whole_on_the_disk_when_its_writer_says_so) { a_part_survives(SIM_STRICT); }
+Test(ranks, a_part_is_whole_on_a_journal_too) { a_part_survives(SIM_JOURNAL); }
+
+Test(ranks, a_writer_of_a_part_that_forgets_a_sync_is_caught)
+{
+    const struct sim_fault planted[] = {
+        { .on = { "writer", OP_FSYNC, SCENE_ROOT }, .action = SIM_LIE },
+        { .on = { "writer", OP_FSYNC, SCENE_ROOT "/." NAME ".*" }, .ordinal = 0, .action = SIM_LIE },
+        { .on = { "writer", OP_FSYNC, SCENE_ROOT "/." NAME ".*/shard-00002-*" }, .action = SIM_LIE },
+    };
+    struct cuts cuts;
+
+    for (size_t i = 1; i < sizeof(planted) / sizeof(*planted); i++) /* the root's entry is the first rank's: durable before */
+        cr_expect_not_null(part_watched(SIM_STRICT, &planted[i], &cuts), "planted bug %zu survives", i);
+}
+
+/* Beside others -------------------------------------------------------------------------------------------------------------- */
+
+static void instant_look(struct sim_world *world, const struct sim_seen *seen, void *context)
+{
+    struct cuts *cuts = context;
+
+    if (!cuts->wrong && (seen->kind == OP_RENAME || seen->kind == OP_UNLINK))
+        cuts->wrong = broken(cuts->fixture, sim_world_disk(world), cuts->acknowledged);
+}
+
+static void several_at_once(bool replaces)
+{
+    enum { PUBLISHERS = 3 };
+    struct fixture fixture;
+
+    fixture_init(&fixture, SIM_STRICT, replaces, false, RANKS);
+    for (uint64_t seed = 0; seed < 100; seed++) {
+        struct sim_settings settings = fixture.settings.world;
+        struct tspool_failure failures[PUBLISHERS] = { TSPOOL_FAILURE_INIT, TSPOOL_FAILURE_INIT, TSPOOL_FAILURE_INIT };
+        struct sim_party parties[PUBLISHERS];
+        struct order orders[PUBLISHERS];
+        struct cuts cuts = { .fixture = &fixture };
+        struct sim_world *world;
+
+        settings.seed = seed;
+        world = sim_world_create(&settings, sim_disk_clone(fixture.disk));
+        sim_world_observe(world, instant_look, &cuts);
+        for (unsigned i = 0; i < PUBLISHERS; i++) {
+            orders[i] = (struct order){ &fixture, &failures[i] };
+            sim_party_start(&parties[i], world, "publisher", publisher, &orders[i]);
+        }
+        world_run(world, parties, PUBLISHERS);
+        for (unsigned i = 0; i < PUBLISHERS; i++)
+            cr_expect(parties[i].done && parties[i].result == 0, "seed %" PRIu64 ": %s", seed, failures[i].message);
+        cr_expect_null(cuts.wrong, "seed %" PRIu64 ": %s", seed, cuts.wrong);
+        cr_expect_null(broken(&fixture, sim_world_disk(world), true), "seed %" PRIu64, seed);
+        cr_expect_eq(names_left(sim_world_disk(world), SCENE_ROOT), 1, "seed %" PRIu64, seed);
+        for (unsigned i = 0; i < PUBLISHERS; i++)
+            sim_party_end(&parties[i]);
+        sim_world_destroy(world);
+    }
+    fixture_deinit(&fixture);
+}
+
+Test(ranks, several_publishers_at_once_all_succeed) { several_at_once(false); }
+Test(ranks, several_replacing_publishers_do_not_exchange_back) { several_at_once(true); }
