@@ -37,8 +37,8 @@ struct claims {
 static int damaged(const struct claims *claims, const struct manifest_file *file, const char *reason)
 {
     char *path = publication_path(claims->publication, file->name);
-    int error = publication_refuse(claims->publication, EBADMSG, "read", path, "%s; save rank %u again under the same save id", reason,
-                                   file->rank);
+    int error = publish_refuse(claims->publication, EBADMSG, "read", path, "%s; save rank %u again under the same save id",
+                               reason, file->rank);
 
     free(path);
     return error;
@@ -48,7 +48,7 @@ static int file_fail(const struct claims *claims, const struct manifest_file *fi
 {
     char *path = publication_path(claims->publication, file->name);
 
-    error = publication_fail(claims->publication, -error, operation, path);
+    error = publish_fail(claims->publication, -error, operation, path);
     free(path);
     return error;
 }
@@ -68,8 +68,8 @@ static int header_read(struct claims *claims, const struct manifest_file *file, 
     if (error == 0 && 8 + json_size != file->header_size)
         error = -EBADMSG, reason = "the header has another length than its part says";
     if (error == 0)
-        error = header_parse(bytes + 8, json_size, file->size - file->header_size, &claims->headers[claims->header_count], &reason,
-                             &position);
+        error = header_parse(bytes + 8, json_size, file->size - file->header_size, &claims->headers[claims->header_count],
+                             &reason, &position);
     if (error < 0)
         return error == -ENOMEM ? file_fail(claims, file, error, "read") : damaged(claims, file, reason);
     claims->header_count++;
@@ -85,7 +85,8 @@ static int header_load(struct claims *claims, const struct manifest_file *file)
     if (handle < 0)
         return file_fail(claims, file, handle, "open");
     bytes = file->header_size <= SAFETENSORS_HEADER_MAX + 8u ? malloc(file->header_size + 1) : NULL;
-    error = bytes ? header_read(claims, file, handle, bytes) : damaged(claims, file, "the header is larger than any header can be");
+    error = bytes ? header_read(claims, file, handle, bytes)
+                  : damaged(claims, file, "there is no memory for its header, or it is larger than any header can be");
     free(bytes);
     disk_close(publication->io, &handle);
     return error;
@@ -97,7 +98,7 @@ static int header_claims(struct claims *claims, uint32_t rank, const struct name
     const struct manifest *part = &claims->publication->parts[rank];
 
     if (array_reserve((void **)&claims->items, &claims->capacity, claims->count + header->count, sizeof(*claims->items)) < 0)
-        return publication_fail(claims->publication, ENOMEM, "publish", claims->publication->hidden);
+        return publish_fail(claims->publication, ENOMEM, "publish", claims->publication->hidden);
     for (size_t i = 0; i < header->count; i++) {
         size_t found = name_table_find(shapes, header->tensors[i].name);
 
@@ -114,7 +115,7 @@ static int part_claims(struct claims *claims, uint32_t rank)
     int error = name_table_build(&shapes, part->shapes, sizeof(*part->shapes), part->shape_count);
 
     if (error)
-        return publication_fail(claims->publication, ENOMEM, "publish", claims->publication->hidden);
+        return publish_fail(claims->publication, ENOMEM, "publish", claims->publication->hidden);
     for (size_t i = 0; i < part->file_count && error == 0; i++) {
         if (part->files[i].kind != MANIFEST_SAFETENSORS)
             continue;
@@ -157,8 +158,8 @@ static int by_name_and_box(const void *left, const void *right)
 
 static int refuse(const struct claims *claims, const struct claim *a, const struct claim *b, const char *what)
 {
-    return publication_refuse(claims->publication, EINVAL, "publish", claims->publication->hidden, "ranks %u and %u disagree about "
-                              "tensor %.200s: %s", a->rank, b->rank, a->tensor->name, what);
+    return publish_refuse(claims->publication, EINVAL, "publish", claims->publication->hidden, "ranks %u and %u disagree about "
+                          "tensor %.200s: %s", a->rank, b->rank, a->tensor->name, what);
 }
 
 static int pair_check(const struct claims *claims, const struct claim *a, const struct claim *b)
@@ -241,7 +242,7 @@ int claims_check(const struct publication *publication)
 
     claims.headers = calloc(files_count(publication) + 1, sizeof(*claims.headers));
     if (!claims.headers)
-        return publication_fail(publication, ENOMEM, "publish", publication->hidden);
+        return publish_fail(publication, ENOMEM, "publish", publication->hidden);
     for (uint32_t rank = 0; rank < publication->world_size && error == 0; rank++)
         error = part_claims(&claims, rank);
     if (error == 0)

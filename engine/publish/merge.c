@@ -35,7 +35,7 @@ static int rooms_make(const struct publication *publication, struct lists *lists
         room_make((void **)&whole->aliases, counts.alias_count, sizeof(*whole->aliases)) < 0 ||
         room_make((void **)&whole->shapes, counts.shape_count, sizeof(*whole->shapes)) < 0 ||
         room_make((void **)&lists->digest_patch, counts.digests_count, sizeof(*lists->digest_patch)) < 0)
-        return publication_fail(publication, ENOMEM, "publish", publication->hidden);
+        return publish_fail(publication, ENOMEM, "publish", publication->hidden);
     return 0;
 }
 
@@ -51,15 +51,16 @@ static void lists_deinit(struct lists *lists)
 }
 
 /* Metadata is the first rank's that has the key. That ranks saved different steps is the one thing that must not pass. */
-static int metadata_add(const struct publication *publication, struct manifest *whole, const struct header_pair *pair, uint32_t rank)
+static int metadata_add(const struct publication *publication, struct manifest *whole, const struct header_pair *pair,
+                        uint32_t rank)
 {
     for (size_t i = 0; i < whole->metadata_count; i++) {
         if (strcmp(whole->metadata[i].key, pair->key) != 0)
             continue;
         if (strcmp(pair->key, "step") != 0 || strcmp(whole->metadata[i].value, pair->value) == 0)
             return 0;
-        return publication_refuse(publication, EINVAL, "publish", publication->hidden, "rank %u saved step %.40s, a rank before it "
-                                  "step %.40s: they are not one checkpoint", rank, pair->value, whole->metadata[i].value);
+        return publish_refuse(publication, EINVAL, "publish", publication->hidden, "rank %u saved step %.40s, a rank before it "
+                              "step %.40s: they are not one checkpoint", rank, pair->value, whole->metadata[i].value);
     }
     whole->metadata[whole->metadata_count++] = *pair;
     return 0;
@@ -111,9 +112,9 @@ static int aliases_unite(const struct publication *publication, struct manifest 
         if (kept == 0 || by_alias(&whole->aliases[kept - 1], &whole->aliases[i]) != 0)
             whole->aliases[kept++] = whole->aliases[i];
         else if (strcmp(whole->aliases[kept - 1].stored, whole->aliases[i].stored) != 0)
-            return publication_refuse(publication, EINVAL, "publish", publication->hidden, "one rank ties tensor %.160s to %.160s, "
-                                      "another to %.160s; declare tensors in the same order on all ranks",
-                                      whole->aliases[i].alias, whole->aliases[kept - 1].stored, whole->aliases[i].stored);
+            return publish_refuse(publication, EINVAL, "publish", publication->hidden, "one rank ties tensor %.160s to %.160s, "
+                                  "another to %.160s; declare tensors in the same order on all ranks",
+                                  whole->aliases[i].alias, whole->aliases[kept - 1].stored, whole->aliases[i].stored);
     }
     whole->alias_count = kept;
     return 0;
@@ -147,7 +148,7 @@ int merge(const struct publication *publication, char **json, size_t *size)
         shapes_unite(&lists.whole);
         error = manifest_build(&lists.whole, json, size, lists.digest_patch, &self);
         if (error < 0)
-            publication_fail(publication, -error, "publish", publication->hidden);
+            publish_fail(publication, -error, "publish", publication->hidden);
     }
     lists_deinit(&lists);
     return error;

@@ -36,18 +36,18 @@ static int missing(const struct publication *publication, uint32_t rank)
 
     part_name_make(rank, part);
     if (is_at_work(publication, rank))
-        return publication_refuse(publication, EAGAIN, "publish", publication->hidden,
-                                  "rank %u of %u is still writing its part; publish when it is durable", rank,
-                                  publication->world_size);
+        return publish_refuse(publication, EAGAIN, "publish", publication->hidden,
+                              "rank %u of %u is still writing its part; publish when it is durable", rank,
+                              publication->world_size);
     other_id_of(publication, rank, other);
     if (other[0])
         snprintf(hint, sizeof(hint), "; there is a part of this rank under the save id %s: were two ids mixed?", other);
     if (file_stat(publication->io, publication->directory, part, &stat) == 0)
-        return publication_refuse(publication, ENOENT, "publish", publication->hidden, "rank %u of %u did not finish its part: its "
-                                  "writer is dead; save this rank again under the same save id%s", rank,
-                                  publication->world_size, hint);
-    return publication_refuse(publication, ENOENT, "publish", publication->hidden, "the part of rank %u of %u is missing; let it "
-                              "save under this save id first%s", rank, publication->world_size, hint);
+        return publish_refuse(publication, ENOENT, "publish", publication->hidden, "rank %u of %u did not finish its part: its "
+                              "writer is dead; save this rank again under the same save id%s", rank,
+                              publication->world_size, hint);
+    return publish_refuse(publication, ENOENT, "publish", publication->hidden, "the part of rank %u of %u is missing; let it "
+                          "save under this save id first%s", rank, publication->world_size, hint);
 }
 
 /* Loading ------------------------------------------------------------------------------------------------------------------ */
@@ -60,14 +60,14 @@ static int part_check(const struct publication *publication, uint32_t rank, cons
     memcpy(id.bytes, part->save_id, sizeof(id.bytes));
     digest_to_hex(id, hex);
     if (memcmp(part->save_id, publication->save_id, sizeof(part->save_id)) != 0)
-        return publication_refuse(publication, EINVAL, "publish", path, "this part is of another save, %s: two save ids are "
-                                  "mixed; rank 0 makes one and broadcasts it", hex);
+        return publish_refuse(publication, EINVAL, "publish", path, "this part is of another save, %s: two save ids are "
+                              "mixed; rank 0 makes one and broadcasts it", hex);
     if (part->world_size != publication->world_size)
-        return publication_refuse(publication, EINVAL, "publish", path, "rank %u saved as one of %u ranks, to be published are %u; "
-                                  "all must agree on the world size", rank, part->world_size, publication->world_size);
+        return publish_refuse(publication, EINVAL, "publish", path, "rank %u saved as one of %u ranks, to be published are %u; "
+                              "all must agree on the world size", rank, part->world_size, publication->world_size);
     if (!part->is_part || part->part != rank)
-        return publication_refuse(publication, EBADMSG, "publish", path, "this is not the part of rank %u; were files renamed?",
-                                  rank);
+        return publish_refuse(publication, EBADMSG, "publish", path, "this is not the part of rank %u; were files renamed?",
+                              rank);
     return 0;
 }
 
@@ -83,7 +83,7 @@ static int part_load(struct publication *publication, uint32_t rank)
         return missing(publication, rank);
     path = publication_path(publication, name);
     if (error < 0)
-        error = publication_refuse(publication, -error, "read", path, "%s", reason);
+        error = publish_refuse(publication, -error, "read", path, "%s", reason);
     else
         error = part_check(publication, rank, &publication->parts[rank], path);
     free(path);
@@ -102,10 +102,10 @@ static int strangers_check(const struct publication *publication)
             stranger = number - 1;
     io_list_free(&list);
     if (error < 0)
-        return publication_fail(publication, -error, "list", publication->hidden);
-    return stranger == 0 ? 0 : publication_refuse(publication, EINVAL, "publish", publication->hidden, "rank %u saved a part too, to "
-                                                  "be published are %u ranks; all must agree on the world size", stranger,
-                                                  publication->world_size);
+        return publish_fail(publication, -error, "list", publication->hidden);
+    return stranger == 0 ? 0 : publish_refuse(publication, EINVAL, "publish", publication->hidden, "rank %u saved a part too, to "
+                                              "be published are %u ranks; all must agree on the world size", stranger,
+                                              publication->world_size);
 }
 
 int parts_load(struct publication *publication)
@@ -115,7 +115,7 @@ int parts_load(struct publication *publication)
     if (error < 0)
         return error;
     if (!(publication->parts = calloc(publication->world_size, sizeof(*publication->parts))))
-        return publication_fail(publication, ENOMEM, "publish", publication->hidden);
+        return publish_fail(publication, ENOMEM, "publish", publication->hidden);
     for (uint32_t rank = 0; rank < publication->world_size && error == 0; rank++)
         error = part_load(publication, rank);
     return error;
@@ -146,17 +146,17 @@ static int file_check(const struct publication *publication, uint32_t rank, cons
     char *path = publication_path(publication, name);
 
     if (!file_name_is_of_rank(name, rank))
-        error = publication_refuse(publication, EBADMSG, "publish", path, "rank %u lists a file that does not carry its number",
-                                   rank);
+        error = publish_refuse(publication, EBADMSG, "publish", path, "rank %u lists a file that does not carry its number",
+                               rank);
     else if (error == -ENOENT)
-        error = publication_refuse(publication, EBADMSG, "publish", path, "rank %u lists this file, and it is missing; save this "
-                                   "rank again under the same save id", rank);
+        error = publish_refuse(publication, EBADMSG, "publish", path, "rank %u lists this file, and it is missing; save this "
+                               "rank again under the same save id", rank);
     else if (error < 0)
-        error = publication_fail(publication, -error, "stat", path);
+        error = publish_fail(publication, -error, "stat", path);
     else if (!stat.is_regular || stat.size != size)
-        error = publication_refuse(publication, EBADMSG, "publish", path, "the file has %llu bytes, rank %u says %llu; save this "
-                                   "rank again under the same save id", (unsigned long long)stat.size, rank,
-                                   (unsigned long long)size);
+        error = publish_refuse(publication, EBADMSG, "publish", path, "the file has %llu bytes, rank %u says %llu; save this "
+                               "rank again under the same save id", (unsigned long long)stat.size, rank,
+                               (unsigned long long)size);
     free(path);
     return error;
 }

@@ -29,10 +29,10 @@ struct publication {
 };
 
 /* Records and returns -error; error > 0. `path` is relative to the root. */
-int publication_refuse(const struct publication *publication, int error, const char *operation, const char *path,
-                       const char *cause, ...) __attribute__((format(printf, 5, 6)));
+int publish_refuse(const struct publication *publication, int error, const char *operation, const char *path,
+                   const char *cause, ...) __attribute__((format(printf, 5, 6)));
 /* The same with the usual cause. */
-int publication_fail(const struct publication *publication, int error, const char *operation, const char *path);
+int publish_fail(const struct publication *publication, int error, const char *operation, const char *path);
 /* "<hidden>/<name>", malloc'ed or NULL: for records. */
 char *publication_path(const struct publication *publication, const char *name);
 

@@ -35,8 +35,8 @@ static char *shown_path(const struct publication *publication, const char *path)
     return asprintf(&shown, "%s/%s", publication->root_path, path) < 0 ? NULL : shown;
 }
 
-int publication_refuse(const struct publication *publication, int error, const char *operation, const char *path,
-                       const char *cause, ...)
+int publish_refuse(const struct publication *publication, int error, const char *operation, const char *path,
+                   const char *cause, ...)
 {
     char *shown = shown_path(publication, path ? path : publication->hidden), text[512];
     va_list arguments;
@@ -49,9 +49,9 @@ int publication_refuse(const struct publication *publication, int error, const c
     return -error;
 }
 
-int publication_fail(const struct publication *publication, int error, const char *operation, const char *path)
+int publish_fail(const struct publication *publication, int error, const char *operation, const char *path)
 {
-    return publication_refuse(publication, error, operation, path, "%s", failure_likely_cause(error));
+    return publish_refuse(publication, error, operation, path, "%s", failure_likely_cause(error));
 }
 
 char *publication_path(const struct publication *publication, const char *name)
@@ -87,7 +87,7 @@ static int parts_remove(const struct publication *publication)
     io_list_free(&list);
     if (error == 0 && any)
         error = file_fsync(publication->io, publication->directory);
-    return error < 0 ? publication_fail(publication, -error, "unlink", publication->name) : 0;
+    return error < 0 ? publish_fail(publication, -error, "unlink", publication->name) : 0;
 }
 
 static bool has_parts(struct io *io, int directory)
@@ -113,8 +113,8 @@ static bool is_of_another_save(const struct publication *publication, int direct
     return is_other;
 }
 
-/* Under the hidden name stands what was exchanged, or what is left of it; or what a rank begins that came too late: that one has a
- * part record, and is not ours to touch. */
+/* Under the hidden name stands what was exchanged, or what is left of it; or what a rank begins that came too late: that one
+ * has a part record, and is not ours to touch. */
 static void replaced_remove(const struct publication *publication)
 {
     int hidden = disk_open_directory(publication->io, publication->root, publication->hidden);
@@ -132,7 +132,7 @@ static int finish(const struct publication *publication)
     int error = file_fsync(publication->io, publication->root);
 
     if (error < 0)
-        return publication_fail(publication, -error, "fsync", ".");
+        return publish_fail(publication, -error, "fsync", ".");
     replaced_remove(publication);
     return parts_remove(publication);
 }
@@ -141,8 +141,8 @@ static int published_check(const struct publication *publication, const struct m
 {
     if (manifest->world_size == publication->world_size)
         return finish(publication);
-    return publication_refuse(publication, EINVAL, "publish", publication->name, "it is published as the work of %u ranks, not of %u",
-                              manifest->world_size, publication->world_size);
+    return publish_refuse(publication, EINVAL, "publish", publication->name, "it is published as the work of %u ranks, not of %u",
+                          manifest->world_size, publication->world_size);
 }
 
 /* 0: it is published; AGAIN: it is not, `directory` stays closed; or -errno. */
@@ -176,7 +176,7 @@ static int lock_open(struct publication *publication)
         return 0;
     if (publication->lock == -ENOENT)
         return AGAIN;
-    return publication_fail(publication, -publication->lock, "lock", publication->hidden);
+    return publish_fail(publication, -publication->lock, "lock", publication->hidden);
 }
 
 static int lock_wait(struct publication *publication)
@@ -188,9 +188,9 @@ static int lock_wait(struct publication *publication)
         pause_for(publication->io, LOCK_LOOK_NS);
     publication->locked = error == 0;
     if (error == -EWOULDBLOCK)
-        return publication_refuse(publication, EAGAIN, "lock", publication->hidden,
-                                  "another process is publishing this save and does not come to an end; try again");
-    return error < 0 ? publication_fail(publication, -error, "lock", publication->hidden) : 0;
+        return publish_refuse(publication, EAGAIN, "lock", publication->hidden,
+                              "another process is publishing this save and does not come to an end; try again");
+    return error < 0 ? publish_fail(publication, -error, "lock", publication->hidden) : 0;
 }
 
 /* Is what we have opened and locked still the hidden directory of this save? */
@@ -219,10 +219,10 @@ static int no_such_save(const struct publication *publication)
     struct io_stat stat = { 0 };
 
     if (file_stat(publication->io, publication->root, publication->name, &stat) == 0)
-        return publication_refuse(publication, EEXIST, "publish", publication->name, "the name holds another checkpoint, and nothing "
-                                  "of this save stands here; was it the right save id?");
-    return publication_refuse(publication, ENOENT, "publish", publication->hidden,
-                              "nothing of this save stands here; check name and save id, and that every rank has saved");
+        return publish_refuse(publication, EEXIST, "publish", publication->name, "the name holds another checkpoint, and nothing "
+                              "of this save stands here; was it the right save id?");
+    return publish_refuse(publication, ENOENT, "publish", publication->hidden,
+                          "nothing of this save stands here; check name and save id, and that every rank has saved");
 }
 
 static int hidden_open(struct publication *publication)
@@ -232,7 +232,7 @@ static int hidden_open(struct publication *publication)
     if (error == -ENOENT)
         return no_such_save(publication);
     if (error < 0)
-        return publication_fail(publication, -error, "open", publication->hidden);
+        return publish_fail(publication, -error, "open", publication->hidden);
     publication->directory = error;
     return hidden_lock(publication);
 }
@@ -273,7 +273,7 @@ static int manifest_write(const struct publication *publication)
     if (error == 0)
         return 0;
     path = publication_path(publication, MANIFEST_NAME);
-    error = publication_fail(publication, -error, "write", path);
+    error = publish_fail(publication, -error, "write", path);
     free(path);
     return error;
 }
@@ -282,8 +282,8 @@ static int manifest_write(const struct publication *publication)
 
 static int name_taken(const struct publication *publication)
 {
-    return publication_refuse(publication, EEXIST, "publish", publication->name, "another checkpoint has this name, and not every rank "
-                              "asked for it to be replaced; save under another name");
+    return publish_refuse(publication, EEXIST, "publish", publication->name, "another checkpoint has this name, and not every "
+                          "rank asked for it to be replaced; save under another name");
 }
 
 static bool exchange_is_refused(int error)
@@ -318,7 +318,7 @@ static int name_exchange(struct publication *publication, char aside[HIDDEN_NAME
     error = retire_keep(publication);
     if (error == 0)
         error = file_fsync(publication->io, publication->directory) < 0
-            ? publication_fail(publication, EIO, "fsync", publication->hidden) : 0;
+            ? publish_fail(publication, EIO, "fsync", publication->hidden) : 0;
     if (error < 0)
         return error;
     memcpy(aside, publication->hidden, sizeof(publication->hidden));
@@ -326,7 +326,7 @@ static int name_exchange(struct publication *publication, char aside[HIDDEN_NAME
                         RENAME_OP_EXCHANGE);
     if (exchange_is_refused(error))
         error = move_aside(publication, aside);
-    return error == -ENOENT ? AGAIN : error < 0 ? publication_fail(publication, -error, "rename", publication->name) : 0;
+    return error == -ENOENT ? AGAIN : error < 0 ? publish_fail(publication, -error, "rename", publication->name) : 0;
 }
 
 /* A plain rename takes an absent name or an empty directory, and refuses everything else by itself. */
@@ -341,7 +341,7 @@ static int name_take(struct publication *publication, char aside[HIDDEN_NAME_MAX
     if (error == -ENOENT)
         return AGAIN;
     if (error != -ENOTEMPTY && error != -EEXIST)
-        return error == -ENOTDIR ? name_taken(publication) : publication_fail(publication, -error, "rename", publication->name);
+        return error == -ENOTDIR ? name_taken(publication) : publish_fail(publication, -error, "rename", publication->name);
     publication->old = disk_open_directory(publication->io, publication->root, publication->name);
     if (publication->old < 0)
         return publication->old == -ENOENT ? AGAIN : name_taken(publication);
@@ -367,7 +367,7 @@ static int parts_publish(struct publication *publication)
         return error;
     error = file_fsync(publication->io, publication->root);
     if (error < 0)
-        return publication_fail(publication, -error, "fsync", ".");
+        return publish_fail(publication, -error, "fsync", ".");
     if (aside[0])
         retire_old(publication, aside);
     return parts_remove(publication);
@@ -407,8 +407,8 @@ static int publish_looking(struct publication *publication)
         error = publish_once(publication);
     if (error != AGAIN)
         return error;
-    return publication_refuse(publication, EAGAIN, "publish", publication->hidden,
-                              "it was taken away again and again; are ranks failing, or is it being removed?");
+    return publish_refuse(publication, EAGAIN, "publish", publication->hidden,
+                          "it was taken away again and again; are ranks failing, or is it being removed?");
 }
 
 static int root_open(struct publication *publication)

@@ -25,15 +25,16 @@ int retire_keep(const struct publication *publication)
             error = 0;
     }
     io_list_free(&list);
-    return error < 0 ? publication_fail(publication, -error, "link", publication->name) : 0;
+    return error < 0 ? publish_fail(publication, -error, "link", publication->name) : 0;
 }
 
 /* Which of the names that are not ours have a second link: they stand in the new one already. */
 static bool is_linked(const struct publication *publication, int old, const char *name)
 {
     struct io_stat there = { 0 }, here = { 0 };
+    struct io *io = publication->io;
 
-    return file_stat(publication->io, old, name, &there) == 0 && file_stat(publication->io, publication->directory, name, &here) == 0 &&
+    return file_stat(io, old, name, &there) == 0 && file_stat(io, publication->directory, name, &here) == 0 &&
            there.inode == here.inode && there.device == here.device;
 }
 

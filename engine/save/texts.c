@@ -14,6 +14,7 @@
 #include <format/index.h>
 #include <format/manifest.h>
 #include <io/io.h>
+#include <format/name_table.h>
 #include <stdlib.h>
 #include <string.h>
 #include <wire/sheet.h>
@@ -134,6 +135,27 @@ static int list_aliases(const struct texts *texts, struct manifest *manifest)
     return 0;
 }
 
+static int by_name(const void *left, const void *right)
+{
+    return strcmp(((const struct manifest_shape *)left)->name, ((const struct manifest_shape *)right)->name);
+}
+
+/* Several shards of one name, in files of their own, have one shape: that they agree was checked with the plan. */
+static int shapes_unite(struct manifest *manifest)
+{
+    int repeated = manifest->shape_count ? names_repeat(manifest->shapes, sizeof(*manifest->shapes), manifest->shape_count) : 0;
+    size_t kept = 0;
+
+    if (repeated <= 0)
+        return repeated;
+    qsort(manifest->shapes, manifest->shape_count, sizeof(*manifest->shapes), by_name);
+    for (size_t i = 0; i < manifest->shape_count; i++)
+        if (kept == 0 || by_name(&manifest->shapes[kept - 1], &manifest->shapes[i]) != 0)
+            manifest->shapes[kept++] = manifest->shapes[i];
+    manifest->shape_count = kept;
+    return 0;
+}
+
 static int list_shapes(const struct texts *texts, struct manifest *manifest)
 {
     const struct plan *plan = save_plan(texts->save);
@@ -149,7 +171,7 @@ static int list_shapes(const struct texts *texts, struct manifest *manifest)
         if (tensor.global_shape)
             manifest->shapes[manifest->shape_count++] = (struct manifest_shape){ tensor.name, tensor.rank, tensor.global_shape };
     }
-    return 0;
+    return shapes_unite(manifest);
 }
 
 static int manifest_compose(struct texts *texts, uint64_t sequence, uint64_t time_seconds)

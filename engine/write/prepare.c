@@ -352,8 +352,8 @@ static void locked(struct task *task, int64_t result)
     struct job *job = task->job;
 
     if (result == -EWOULDBLOCK && job->shared.part_found)
-        job_fail(job, EBUSY, "lock", job->part, "another attempt of this rank is at work on this save, or holds its part until it "
-                 "is published; end it, or save under a new save id");
+        job_fail(job, EBUSY, "lock", job->part, "another attempt of this rank is at work on this save, or holds its part until "
+                 "it is published; end it, or save under a new save id");
     else if (result < 0)
         job_fail_task(job, task, (int)-result);
     else

@@ -41,8 +41,8 @@ static void excluded(struct task *task, int64_t result)
     struct job *job = task->job;
 
     if (result == -EWOULDBLOCK)
-        job_fail(job, EBUSY, "lock", job->hidden, "the save is being published just now; look at what came of that before this rank "
-                 "saves again");
+        job_fail(job, EBUSY, "lock", job->hidden, "the save is being published just now; look at what came of that before this "
+                 "rank saves again");
     else if (result < 0)
         job_fail_task(job, task, (int)-result);
     job_task_end(task);
@@ -102,7 +102,8 @@ void shared_inherit(struct job *job)
     int root = job->writer->settings.root;
 
     job_submit(job, NO_FILE, looked, &(struct op){ .kind = OP_STAT, .handle = job->directory, .stat = &shared->directory });
-    job_submit(job, NO_FILE, looked, &(struct op){ .kind = OP_STAT, .handle = root, .name = job->hidden, .stat = &shared->hidden });
+    job_submit(job, NO_FILE, looked,
+               &(struct op){ .kind = OP_STAT, .handle = root, .name = job->hidden, .stat = &shared->hidden });
     job_submit(job, NO_FILE, looked, &(struct op){ .kind = OP_STAT, .handle = job->part_handle, .stat = &shared->part });
     if (shared->part_found)
         job_submit(job, NO_FILE, looked, &(struct op){ .kind = OP_LIST, .handle = job->directory, .list = &shared->names });

@@ -245,6 +245,45 @@ Test(save, carries_objects_and_metadata)
     tspool_checkpoint_close(checkpoint);
 }
 
+/* One rank that holds several shards of a tensor: the tensor's shape was listed once for each, and nobody could open it. */
+Test(save, keeps_several_shards_of_one_tensor)
+{
+    static const float values[2][4] = { { 1, 2, 3, 4 }, { 5, 6, 7, 8 } };
+    const uint64_t shape[1] = { 4 }, whole[1] = { 8 }, places[2][1] = { { 0 }, { 4 } };
+    struct tspool *spool = rig_open(&rig);
+    struct tspool_save *save = begin(spool, "shards", TSPOOL_STAGING_NOW);
+    struct tspool_checkpoint *checkpoint;
+    char path[512];
+
+    for (unsigned i = 0; i < 2; i++) {
+        struct tspool_tensor tensor = TSPOOL_TENSOR_INIT;
+
+        tensor.name = "w";
+        tensor.dtype = TSPOOL_F32;
+        tensor.rank = 1;
+        tensor.shape = shape;
+        tensor.data = values[i];
+        tensor.global_shape = whole;
+        tensor.global_offsets = places[i];
+        cr_assert_eq(tspool_save_add(save, &tensor, NULL), 0);
+    }
+    cr_assert_eq(tspool_save_submit(save, NULL), 0);
+    cr_assert_eq(tspool_save_wait(save, TSPOOL_PUBLISHED, MINUTE_NS), 0);
+    tspool_save_free(save);
+    cr_assert_eq(tspool_close(spool, MINUTE_NS, NULL), 0);
+    snprintf(path, sizeof(path), "%s/shards", rig.root);
+    cr_assert_eq(tspool_checkpoint_open(path, NULL, &checkpoint, NULL), 0);
+    cr_assert_eq(tspool_checkpoint_count(checkpoint), 2);
+    for (size_t i = 0; i < 2; i++) {
+        struct tspool_tensor_info info = TSPOOL_TENSOR_INFO_INIT;
+
+        cr_assert_eq(tspool_checkpoint_tensor(checkpoint, i, &info), 0);
+        cr_assert_eq(info.global_offsets[0], 4 * i);
+        cr_assert_eq(info.global_shape[0], 8);
+    }
+    tspool_checkpoint_close(checkpoint);
+}
+
 Test(save, splits_into_indexed_shards_and_keeps_ties)
 {
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;

@@ -207,6 +207,41 @@ Test(names, gone_names_are_of_attempts_and_are_no_attempts)
     cr_assert_str_eq(back, hidden);
 }
 
+/* A rank that saves again removes its own files: another rank's must not be taken for them. */
+Test(names, files_of_a_rank_are_told_from_those_of_others)
+{
+    const char *const own[] = { "shard-00012-model-00001-of-00002.safetensors", "shard-00012-model-00001-of-00002.safetensors.partial",
+                                "objects-00012.bin", "objects-00012.bin.partial", "tspool.digests-00012",
+                                "tspool.part-00012.json", "tspool.part-00012.json.partial" };
+    const char *const others[] = { "shard-00001-model-00001-of-00002.safetensors", "shard-00112-model-00001-of-00002.safetensors",
+                                   "objects-00001.bin", "tspool.digests", "tspool.digests-00011", "tspool.part-00012",
+                                   "tspool.part-00011.json", "model.safetensors", "tokenizer.json", MANIFEST_NAME, PUBLISH_NAME,
+                                   ".partial", "" };
+
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        cr_assert(file_name_is_of_rank(own[i], 11), "%s", own[i]);
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        cr_assert_not(file_name_is_of_rank(others[i], 11), "%s", others[i]);
+}
+
+Test(names, of_parts_say_their_rank)
+{
+    char name[SHARD_FILE_NAME_MAX + 1];
+    uint32_t number = 0;
+
+    part_manifest_name_make(6, name);
+    cr_assert_str_eq(name, "tspool.part-00007.json");
+    cr_assert(part_manifest_name_parse(name, &number));
+    cr_assert_eq(number, 7);
+    cr_assert_not(part_manifest_name_parse("tspool.part-00000.json", &number));
+    cr_assert_not(part_manifest_name_parse("tspool.part-00007.json.partial", &number));
+    cr_assert_not(part_manifest_name_parse("tspool.part-00007", &number));
+    digests_name_make(6, 1, name);
+    cr_assert_str_eq(name, "tspool.digests");
+    digests_name_make(6, 8, name);
+    cr_assert_str_eq(name, "tspool.digests-00007");
+}
+
 Test(names, file_names_in_manifests_stay_in_their_directory)
 {
     char longest[257];

@@ -92,6 +92,25 @@ Test(manifest, goes_there_and_back)
     manifest_deinit(&got);
 }
 
+Test(manifest, a_part_goes_there_and_back)
+{
+    for (int replace = 0; replace < 2; replace++) {
+        struct manifest_file file = { "shard-00002-model-00001-of-00001.safetensors", MANIFEST_SAFETENSORS, 1, 10, 8, { { 1 } } };
+        struct manifest given = { .world_size = 3, .is_part = true, .part = 1, .replace = replace, .files = &file,
+                                  .file_count = 1 }, got;
+        const char *reason = "";
+        size_t size;
+        char *json = build(&given, &size, NULL);
+
+        cr_assert_eq(manifest_parse(json, size, &got, &reason), 0, "%s", reason);
+        cr_assert(got.is_part);
+        cr_assert_eq(got.part, 1);
+        cr_assert_eq(got.replace, replace);
+        manifest_deinit(&got);
+        free(json);
+    }
+}
+
 Test(manifest, of_nothing_goes_there_and_back)
 {
     struct manifest given = { .world_size = 1 }, got;
@@ -296,6 +315,18 @@ Test(manifest, maps_name_each_thing_once)
     assert_refused(FRONT ",\"files\":[],\"digests\":[],\"metadata\":{\"a\":1}}", "string");
     assert_refused(FRONT ",\"files\":[],\"digests\":[],\"time\":\"yesterday\"}", "time");
     assert_refused(FRONT ",\"files\":[],\"digests\":[],\"time\":\"2026-13-01T00:00:00Z\"}", "time");
+}
+
+Test(manifest, a_part_speaks_of_its_own_rank_only)
+{
+#define PART(part, lists) \
+    "{\"tspool_manifest\":1," ID ",\"sequence\":1,\"world_size\":2,\"part\":" #part ",\"replace\":false," lists "}"
+    assert_outcome(PART(1, "\"files\":[" FILE_OF("a", "index", 1, 1, 1) "],\"digests\":[]"), 0, "");
+    assert_refused(PART(0, "\"files\":[" FILE_OF("a", "index", 1, 1, 1) "],\"digests\":[]"), "another rank");
+    assert_refused(PART(2, "\"files\":[],\"digests\":[]"), "another rank");
+    assert_refused(PART(0, "\"files\":[],\"digests\":[{\"name\":\"a\",\"rank\":1,\"size\":64,\"digest\":" HEX "}]"), "another rank");
+    assert_refused(FRONT ",\"files\":[],\"digests\":[],\"replace\":1}", "value");
+    assert_refused(FRONT ",\"files\":[],\"digests\":[],\"part\":\"0\"}", "integer");
 }
 
 Test(manifest, a_world_of_no_ranks_is_refused)
