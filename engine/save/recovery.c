@@ -10,6 +10,10 @@
  *   given back by the kernel, at times a little after its death is seen (I/O in flight holds on to what it uses), and gc
  *   tries locks too: one that is refused is asked for again, for about a second.
  *
+ *   With several ranks: ours at the name is known by the save id, and nothing is swept then; at the hidden directory it is this
+ *   rank's part record: directory and root synced, DURABLE. What is swept else are this rank's files. Another's record of this
+ *   rank (its trainer was started again) is left to the next attempt, which keeps publishers out while it removes it.
+ *
  * A writer that may be alive (RECOVERY_LOOKS) may publish at any moment: then only the name is looked at.
  */
 #include <save/recovery.h>
@@ -49,6 +53,11 @@ static void look_end(struct recovery *recovery)
         return;
     }
     recovery->hidden_sight = recovery->sight;
+    if (recovery->is_part && recovery->sight != SIGHT_NONE) {
+        recovery->outcome = recovery->sight == SIGHT_ERROR ? RECOVERY_UNCLEAR : RECOVERY_ABSENT;
+        recovery->step = recovery->sight == SIGHT_OURS ? SYNC_ROOT : RECOVERY_DONE;
+        return;
+    }
     recovery->outcome = RECOVERY_ABSENT;
     if (recovery->sight == SIGHT_OURS && recovery->name_sight == SIGHT_NONE && recovery->name_is_free) {
         recovery->step = FINISH_OPEN;
@@ -59,6 +68,13 @@ static void look_end(struct recovery *recovery)
     recovery->step = recovery->left ? RECOVERY_DONE : SWEEP_OPEN;
 }
 
+static bool front_is_ours(const struct recovery *recovery)
+{
+    size_t compared = recovery->is_part && !recovery->at_hidden ? recovery->id_size : recovery->front_size;
+
+    return compared > 0 && recovery->seen_size == recovery->front_size && memcmp(recovery->seen, recovery->front, compared) == 0;
+}
+
 /* A read may bring less than was asked for: only the end of the file says that there is no more. */
 static void advance_read(struct recovery *recovery, int64_t result)
 {
@@ -66,9 +82,7 @@ static void advance_read(struct recovery *recovery, int64_t result)
         recovery->seen_size += (size_t)result;
     if (result > 0 && recovery->seen_size < recovery->front_size)
         return; /* reads on */
-    recovery->sight = result < 0 ? SIGHT_ERROR
-                    : recovery->front_size > 0 && recovery->seen_size == recovery->front_size
-                          && memcmp(recovery->seen, recovery->front, recovery->front_size) == 0 ? SIGHT_OURS : SIGHT_OTHER;
+    recovery->sight = result < 0 ? SIGHT_ERROR : front_is_ours(recovery) ? SIGHT_OURS : SIGHT_OTHER;
     recovery->step = LOOK_CLOSE_MANIFEST;
 }
 
@@ -114,6 +128,10 @@ static void advance_look(struct recovery *recovery, int64_t result)
         return;
     case LOOK_CLOSE_MANIFEST:
         recovery->file = -1;
+        recovery->step = recovery->is_part && recovery->at_hidden && recovery->sight == SIGHT_OURS ? LOOK_SYNC : LOOK_CLOSE;
+        return;
+    case LOOK_SYNC: /* its writer may have died before its own */
+        recovery->sight = result < 0 ? SIGHT_ERROR : SIGHT_OURS;
         recovery->step = LOOK_CLOSE;
         return;
     case LOOK_CLOSE:
@@ -143,12 +161,27 @@ static void advance_look(struct recovery *recovery, int64_t result)
         recovery->step = result < 0 ? RECOVERY_DONE : SYNC_ROOT;
         return;
     case SYNC_ROOT:
-        recovery->outcome = result < 0 ? RECOVERY_UNCLEAR : RECOVERY_PUBLISHED;
-        recovery->step = result < 0 || recovery->mode == RECOVERY_LOOKS ? RECOVERY_DONE : SWEEP_OPEN;
+        recovery->outcome = result < 0 ? RECOVERY_UNCLEAR
+                          : recovery->is_part && recovery->at_hidden ? RECOVERY_DURABLE : RECOVERY_PUBLISHED;
+        recovery->step = result < 0 || recovery->is_part || recovery->mode == RECOVERY_LOOKS ? RECOVERY_DONE : SWEEP_OPEN;
         return;
     default:
         return;
     }
+}
+
+/* In a directory that ranks share only what this one wrote. The record goes with the files: it is listed last of them. */
+static bool is_swept(const struct recovery *recovery, const char *name)
+{
+    return !recovery->is_part || file_name_is_of_rank(name, recovery->rank) || strcmp(name, recovery->part) == 0;
+}
+
+/* Goes to the first name from list_position on that is to be swept. */
+static void sweep_next(struct recovery *recovery)
+{
+    while (recovery->list_position < recovery->list.count && !is_swept(recovery, recovery->list.names[recovery->list_position]))
+        recovery->list_position++;
+    recovery->step = recovery->list_position < recovery->list.count ? SWEEP_UNLINK : SWEEP_CLOSE_PART;
 }
 
 /* The first reason counts. */
@@ -195,14 +228,15 @@ static void advance_sweep(struct recovery *recovery, int64_t result)
     case SWEEP_LIST:
         if (result < 0)
             leave(recovery, result);
-        recovery->step = result < 0 || recovery->list.count == 0 ? SWEEP_CLOSE_PART : SWEEP_UNLINK;
+        recovery->step = SWEEP_CLOSE_PART;
+        if (result >= 0)
+            sweep_next(recovery);
         return;
     case SWEEP_UNLINK:
         if (result < 0 && result != -ENOENT)
             leave(recovery, result);
         recovery->list_position++;
-        if (recovery->list_position == recovery->list.count)
-            recovery->step = SWEEP_CLOSE_PART;
+        sweep_next(recovery);
         return;
     case SWEEP_CLOSE_PART:
         recovery->file = -1;
@@ -221,7 +255,7 @@ static void advance_sweep(struct recovery *recovery, int64_t result)
         recovery->step = RECOVERY_DONE;
         return;
     case SWEEP_REMOVE:
-        if (result < 0 && result != -ENOENT)
+        if (result < 0 && result != -ENOENT && !(recovery->is_part && (result == -ENOTEMPTY || result == -EEXIST)))
             leave(recovery, result);
         recovery->step = RECOVERY_DONE;
         return;
@@ -249,7 +283,8 @@ static void compose(struct recovery *recovery, struct io *io, struct op *op)
         op->kind = OP_OPEN, op->handle = recovery->root, op->name = name, op->flags = OPEN_READ | OPEN_DIRECTORY;
         return;
     case LOOK_OPEN_MANIFEST:
-        op->kind = OP_OPEN, op->handle = recovery->directory, op->name = MANIFEST_NAME, op->flags = OPEN_READ;
+        op->kind = OP_OPEN, op->handle = recovery->directory, op->flags = OPEN_READ;
+        op->name = recovery->is_part && recovery->at_hidden ? recovery->part_manifest : MANIFEST_NAME;
         return;
     case LOOK_READ:
         op->kind = OP_READ, op->handle = recovery->file, op->file_offset = recovery->seen_size;
@@ -281,6 +316,9 @@ static void compose(struct recovery *recovery, struct io *io, struct op *op)
     case FINISH_RENAME:
         op->kind = OP_RENAME, op->handle = op->to_handle = recovery->root, op->name = recovery->hidden;
         op->to_name = recovery->name;
+        return;
+    case LOOK_SYNC:
+        op->kind = OP_FSYNC, op->handle = recovery->directory;
         return;
     case SYNC_ROOT:
         op->kind = OP_FSYNC, op->handle = recovery->root;
@@ -342,16 +380,27 @@ static void run(struct recovery *recovery, struct io *io)
     }
 }
 
+/* "..."save_id":"<hex>"": what comes after, sequence and time, each rank has its own of. */
+static size_t id_size_of(const char *front, size_t front_size)
+{
+    const char *end = front_size ? memmem(front, front_size, "\"sequence\"", strlen("\"sequence\"")) : NULL;
+
+    return end ? (size_t)(end - front) : 0;
+}
+
 int recovery_start(struct recovery *recovery, struct io *io, enum recovery_mode mode, int root, const char *name,
-                   const uint8_t save_id[16], uint32_t rank, const char *front, size_t front_size)
+                   const uint8_t save_id[16], uint32_t rank, uint32_t world_size, const char *front, size_t front_size)
 {
     const struct recovery given = *recovery;
     char *seen = malloc(front_size ? front_size : 1);
 
     if (!seen)
         return -ENOMEM;
-    *recovery = (struct recovery){ .op.owner = given.op.owner, .are_all_there = given.are_all_there, .mode = mode, .root = root, .directory = -1, .file = -1, .name = name,
-                                   .front = front, .front_size = front_size, .seen = seen };
+    *recovery = (struct recovery){ .op.owner = given.op.owner, .are_all_there = given.are_all_there, .mode = mode, .root = root,
+                                   .directory = -1, .file = -1, .name = name, .front = front, .front_size = front_size,
+                                   .seen = seen, .is_part = world_size > 1, .rank = rank,
+                                   .id_size = id_size_of(front, front_size) };
+    part_manifest_name_make(rank, recovery->part_manifest);
     hidden_name_make(name, save_id, recovery->hidden);
     part_name_make(rank, recovery->part);
     look_begin(recovery, MUTANT(RECOVERY_DOES_NOT_LOOK));

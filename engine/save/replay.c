@@ -59,8 +59,8 @@ void attempt_end(struct supervisor *supervisor, struct tspool_save *save, const 
     save->recovery.op.owner = save;
     save->recovery.are_all_there = are_all_there;
     if (recovery_start(&save->recovery, supervisor->io, end == ATTEMPT_HELD ? RECOVERY_LOOKS : RECOVERY_SWEEPS,
-                       supervisor->settings.root_fd, save->name, save->attempt.save_id, save->rank, save->manifest_front,
-                       save->manifest_front_size) < 0)
+                       supervisor->settings.root_fd, save->name, save->attempt.save_id, save->rank, save->world_size,
+                       save->manifest_front, save->manifest_front_size) < 0)
         save->recovery.outcome = RECOVERY_UNCLEAR; /* no memory to look */
 }
 
@@ -278,6 +278,10 @@ void attempt_recovered(struct supervisor *supervisor, struct tspool_save *save)
         save_reach(save, TSPOOL_PUBLISHED, io_now(supervisor->io));
         replay_supersede(save);
         save_decide(save, TSPOOL_OUTCOME_PUBLISHED, NULL);
+    } else if (save->recovery.outcome == RECOVERY_DURABLE) {
+        supervisor->deaths = 0;
+        save_reach(save, TSPOOL_DURABLE, io_now(supervisor->io));
+        save_decide(save, TSPOOL_OUTCOME_DURABLE, NULL);
     } else if (save->recovery.outcome == RECOVERY_UNCLEAR && !MUTANT(UNCLEAR_TAKEN_FOR_ABSENT)) {
         save_decide(save, TSPOOL_OUTCOME_UNKNOWN, &save->intended);
     } else if (save->recovery.outcome == RECOVERY_HELD) {

@@ -342,6 +342,28 @@ def a_rank_whose_writer_died_at_work_saves_again_under_the_same_id(root):
 
 
 @test
+def a_rank_whose_writer_alone_dies_is_replayed_beside_the_others(root):
+    dice, died = random.Random(4), 0
+    for round_number in range(6):
+        name = f"step-{round_number}"
+        save_all(root, [0, 2], world=3, name=name)
+        others = sorted(os.listdir(hidden(root, name=name)))
+        with Rank(root, 1, "size=30000", world=3, name=name) as rank:
+            wait_until(lambda: len(os.listdir(hidden(root, name=name))) > len(others), "its files")
+            time.sleep(dice.random() * 0.05)   # anywhere between its first file and its last sync
+            try:
+                os.kill(rank.writer, signal.SIGKILL)
+                died += 1
+            except ProcessLookupError:
+                pass
+            rank.durable()
+            assert set(others) <= set(os.listdir(hidden(root, name=name)))
+            done(publish(root, name=name))
+        is_whole(f"{root}/{name}", 3)
+    assert died >= 3 and not glob.glob(f"{root}/.*")
+
+
+@test
 def a_second_attempt_beside_a_living_one_is_refused_and_harms_nothing(root):
     with Rank(root, 0, world=2) as first:
         first.durable()

@@ -62,7 +62,7 @@ static struct recovery recover_as(enum recovery_mode mode)
     struct recovery recovery = { .are_all_there = two_files };
     struct completion completion;
 
-    cr_assert_eq(recovery_start(&recovery, io, mode, root_fd, "step", id, 0, ours, sizeof(ours) - 1), 0);
+    cr_assert_eq(recovery_start(&recovery, io, mode, root_fd, "step", id, 0, 1, ours, sizeof(ours) - 1), 0);
     while (recovery.in_flight) {
         cr_assert_eq(io_wait(io, &completion, 1, IO_FOREVER), 1);
         root_syncs += completion.op->kind == OP_FSYNC && completion.op->handle == root_fd && completion.result == 0;
@@ -188,7 +188,7 @@ Test(recovery, read_that_is_one_too_many_waits_for_its_turn)
     put("step", "tspool.manifest.json", ours);
     for (int i = 0; i < 2; i++) { /* each up to the brink of its read, one after the other */
         both[i].op.owner = &both[i];
-        cr_assert_eq(recovery_start(&both[i], narrow, RECOVERY_SWEEPS, root_fd, "step", id, 0, ours, sizeof(ours) - 1), 0);
+        cr_assert_eq(recovery_start(&both[i], narrow, RECOVERY_SWEEPS, root_fd, "step", id, 0, 1, ours, sizeof(ours) - 1), 0);
         cr_assert_eq(io_wait(narrow, &completion, 1, IO_FOREVER), 1);
         cr_assert_eq(completion.op, &both[i].op);
         recovery_step(&both[i], narrow, completion.result);
@@ -218,7 +218,7 @@ Test(recovery, short_read_is_read_on)
     struct completion completion;
 
     put("step", "tspool.manifest.json", ours);
-    cr_assert_eq(recovery_start(&recovery, io, RECOVERY_SWEEPS, root_fd, "step", id, 0, ours, sizeof(ours) - 1), 0);
+    cr_assert_eq(recovery_start(&recovery, io, RECOVERY_SWEEPS, root_fd, "step", id, 0, 1, ours, sizeof(ours) - 1), 0);
     while (recovery.in_flight) {
         cr_assert_eq(io_wait(io, &completion, 1, IO_FOREVER), 1);
         recovery_step(&recovery, io, recovery.step == LOOK_READ && completion.result > 7 ? 7 : completion.result);
@@ -252,7 +252,7 @@ Test(recovery, stopped_halfway_closes_what_it_opened)
     fd = openat(root_fd, path, O_RDONLY);
     cr_assert_eq(flock(fd, LOCK_EX), 0); /* it comes as far as waiting for the lock */
     before = open_handles();
-    cr_assert_eq(recovery_start(&recovery, io, RECOVERY_SWEEPS, root_fd, "step", id, 0, ours, sizeof(ours) - 1), 0);
+    cr_assert_eq(recovery_start(&recovery, io, RECOVERY_SWEEPS, root_fd, "step", id, 0, 1, ours, sizeof(ours) - 1), 0);
     while (recovery.in_flight) {
         if (recovery.step == SWEEP_PAUSE)
             recovery_stop(&recovery, io);
@@ -282,4 +282,89 @@ Test(recovery, takes_a_shorter_manifest_for_anothers)
     put("step", "tspool.manifest.json", "{");
     cr_assert_eq(recover().outcome, RECOVERY_ABSENT);
     cr_assert(stands("step/tspool.manifest.json"));
+}
+
+/* Several ranks: the hidden directory is everybody's -------------------------------------------------------------------- */
+
+static const char our_part[] = "{\"tspool_manifest\":1,\n\"save_id\":\"0101\",\n\"sequence\":7";
+static const char merged[] = "{\"tspool_manifest\":1,\n\"save_id\":\"0101\",\n\"sequence\":9, and so on";
+static const char other_part[] = "{\"tspool_manifest\":1,\n\"save_id\":\"0101\",\n\"sequence\":5";
+
+static struct recovery recover_part(uint32_t rank)
+{
+    struct recovery recovery = { .in_flight = false };
+    struct completion completion;
+
+    cr_assert_eq(recovery_start(&recovery, io, RECOVERY_SWEEPS, root_fd, "step", id, rank, 3, our_part, sizeof(our_part) - 1), 0);
+    while (recovery.in_flight) {
+        cr_assert_eq(io_wait(io, &completion, 1, IO_FOREVER), 1);
+        recovery_step(&recovery, io, completion.result);
+    }
+    recovery_deinit(&recovery);
+    return recovery;
+}
+
+static bool stands_hidden(const char *name)
+{
+    char path[300];
+
+    snprintf(path, sizeof(path), "%s/%s", hidden, name);
+    return stands(path);
+}
+
+Test(recovery, sweeps_of_several_ranks_only_its_own)
+{
+    put(hidden, "shard-00001-model-00001-of-00001.safetensors", "rank 0");
+    put(hidden, "tspool.part-00001", "");
+    put(hidden, "tspool.part-00001.json", other_part);
+    put(hidden, "shard-00002-model-00001-of-00001.safetensors.partial", "half");
+    put(hidden, "objects-00002.bin", "");
+    put(hidden, "tspool.digests-00002.partial", "");
+    put(hidden, "tspool.part-00002", "");
+    cr_assert_eq(recover_part(1).outcome, RECOVERY_ABSENT);
+    cr_assert(stands_hidden("shard-00001-model-00001-of-00001.safetensors"));
+    cr_assert(stands_hidden("tspool.part-00001"));
+    cr_assert(stands_hidden("tspool.part-00001.json"));
+    cr_assert_not(stands_hidden("shard-00002-model-00001-of-00001.safetensors.partial"));
+    cr_assert_not(stands_hidden("objects-00002.bin"));
+    cr_assert_not(stands_hidden("tspool.digests-00002.partial"));
+    cr_assert_not(stands_hidden("tspool.part-00002"));
+    cr_assert_not(recover_part(1).left, "that others are there is no failure");
+}
+
+Test(recovery, removes_the_directory_when_no_other_rank_is_there)
+{
+    put(hidden, "shard-00002-model-00001-of-00001.safetensors.partial", "half");
+    put(hidden, "tspool.part-00002", "");
+    cr_assert_eq(recover_part(1).outcome, RECOVERY_ABSENT);
+    cr_assert_not(stands(hidden));
+}
+
+Test(recovery, finds_a_part_that_stands)
+{
+    put(hidden, "shard-00002-model-00001-of-00001.safetensors", "whole");
+    put(hidden, "tspool.part-00002", "");
+    put(hidden, "tspool.part-00002.json", our_part);
+    cr_assert_eq(recover_part(1).outcome, RECOVERY_DURABLE);
+    cr_assert(stands_hidden("shard-00002-model-00001-of-00001.safetensors"));
+    cr_assert(stands_hidden("tspool.part-00002.json"));
+}
+
+/* What the ranks' manifests share is the save id: sequence and time are of whoever was last. */
+Test(recovery, finds_a_checkpoint_that_was_published_from_the_parts)
+{
+    put("step", "tspool.manifest.json", merged);
+    put(hidden, "tspool.part-00003", "a rank that came too late");
+    cr_assert_eq(recover_part(1).outcome, RECOVERY_PUBLISHED);
+    cr_assert(stands("step/tspool.manifest.json"));
+    cr_assert(stands_hidden("tspool.part-00003"));
+}
+
+Test(recovery, leaves_the_part_of_an_earlier_trainer_to_the_next_attempt)
+{
+    put(hidden, "tspool.part-00002", "");
+    put(hidden, "tspool.part-00002.json", other_part);
+    cr_assert_eq(recover_part(1).outcome, RECOVERY_ABSENT);
+    cr_assert_not(recover_part(1).left);
+    cr_assert(stands_hidden("tspool.part-00002.json"));
 }
