@@ -99,9 +99,11 @@ static void seeds_run(uint64_t from, uint64_t to, double until, struct totals *t
 static void totals_print(const struct totals *totals, double took)
 {
     printf("%" PRIu64 " saves: %" PRIu64 " published, %" PRIu64 " failed, %" PRIu64 " unknown; %" PRIu64 " acknowledged, %" PRIu64
-           " replayed\n", totals->saves, totals->published, totals->failures, totals->unknown, totals->acknowledged, totals->replayed);
+           " replayed\n", totals->saves, totals->published, totals->failures, totals->unknown,
+           totals->acknowledged, totals->replayed);
     printf("%" PRIu64 " writers with %" PRIu64 " operations, %" PRIu64 " deaths of trainers, %" PRIu64 " power cuts, %" PRIu64
-           " loads, %.0f s of virtual time in %.1f s\n", totals->writers, totals->ops, totals->deaths, totals->cuts, totals->loads,
+           " loads, %.0f s of virtual time in %.1f s\n", totals->writers, totals->ops, totals->deaths, totals->cuts,
+           totals->loads,
            (double)totals->virtual_ns / 1e9, took);
     printf("%" PRIu64 " passed, %" PRIu64 " failed, 0 skipped\n", totals->seeds - totals->failed, totals->failed);
 }

@@ -124,7 +124,8 @@ static void order_check(struct sim_pair *pair, const struct pair_name *name)
 
         if (before->inode == now->inode)
             return;
-        if (before->save != ABSENT && pair->saves[before->save].acknowledged && pair->saves[now->save].turn < pair->saves[before->save].turn)
+        if (before->save != ABSENT && pair->saves[before->save].acknowledged
+            && pair->saves[now->save].turn < pair->saves[before->save].turn)
             pair_broken(pair, ORDER, "save %d replaces save %d", now->save, before->save);
     }
 }
@@ -305,7 +306,8 @@ void judge_describe(const struct sim_pair *pair, FILE *out)
 void judge_death(struct sim_pair *pair)
 {
     for (unsigned i = 0; i < pair->story.save_count; i++)
-        pair->saves[i].staged_at_death = pair->saves[i].handle && !pair->saves[i].resolved && pair->saves[i].level >= TSPOOL_STAGED
+        pair->saves[i].staged_at_death = pair->saves[i].handle && !pair->saves[i].resolved
+                                         && pair->saves[i].level >= TSPOOL_STAGED
                                          && !(pair->closing && pair->story.close_aborts);
 }
 
@@ -513,7 +515,8 @@ static void orphans_check(struct sim_pair *pair)
     for (unsigned i = 0; i < pair->story.save_count; i++) {
         unsigned place;
 
-        if (pair->saves[i].staged_at_death && !pair->saves[i].story->refused && !pair->saves[i].aborted && !has_stood(pair, i, &place))
+        if (pair->saves[i].staged_at_death && !pair->saves[i].story->refused && !pair->saves[i].aborted
+            && !has_stood(pair, i, &place))
             pair_broken(pair, ORPHAN, "save %u was staged and did not commit", i);
     }
     stray_check(pair, ORPHAN);

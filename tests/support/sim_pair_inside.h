@@ -41,7 +41,8 @@ struct pair_save {
     const struct sim_state *state;
     uint8_t save_id[16];
     struct tspool_save *handle;  /* NULL: not begun, or freed */
-    bool submitted, replayable, acknowledged, resolved, staged_at_death, aborted, cut_short; /* cut_short: given up by tspool_close */
+    bool submitted, replayable, acknowledged, resolved, staged_at_death, aborted;
+    bool cut_short;              /* given up by tspool_close */
     uint32_t level;
     unsigned turn;               /* the how-manieth that was STAGED; 0: not yet */
     enum tspool_outcome outcome;

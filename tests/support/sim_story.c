@@ -196,7 +196,8 @@ static void fault_print(const struct story_fault *fault, FILE *out)
 {
     static const char *const what[] = {
         [STORY_WRITER_KILLED] = "SIGKILL", [STORY_WRITER_HANGS] = "it hangs", [STORY_WRITER_TERMED] = "SIGTERM",
-        [STORY_WRITER_STUCK] = "the next one is stuck", [STORY_TRAINER_KILLED] = "SIGKILL", [STORY_POWER_CUT] = "the power is cut",
+        [STORY_WRITER_STUCK] = "the next one is stuck", [STORY_TRAINER_KILLED] = "SIGKILL",
+        [STORY_POWER_CUT] = "the power is cut",
     };
 
     if (fault->kind == STORY_OP)

@@ -88,7 +88,8 @@ static int writer_start(struct writer_launcher *launcher, struct writer_handle *
     sim_channel(pair->trainer, writer->io, ends);
     writer->channel = ends[1];
     writer->term = sim_event(writer->io);
-    *handle = (struct writer_handle){ .channel = ends[0], .death = sim_process(pair->trainer, writer->io), .pid = writer->number };
+    *handle = (struct writer_handle){ .channel = ends[0], .death = sim_process(pair->trainer, writer->io),
+                                       .pid = writer->number };
     greet_submit(writer);
     return 0;
 }
