@@ -164,6 +164,27 @@ def test_device_dies_in_mid_save(make_filesystem, kind, moment):
     assert_whole(made.root, {name: {"older": 1, "doomed": 2}[name] for name in standing}, **SHAPE)
 
 
+@pytest.mark.parametrize("kind", SHUTS_DOWN)
+def test_rename_that_a_dead_device_loses_is_not_acknowledged(make_filesystem, kind):
+    """An XFS that has shut down says 0 to the fsync of a directory whose rename it has lost. The device dies as soon as the
+    rename is seen, often before the root is synced: one of four did so."""
+    made, acknowledged = make_filesystem(kind), {}
+    for step in range(1, 11):
+        with Trainer(made.root) as trainer:
+            trainer.open()
+            trainer.tell(f"save step-{step} {step}")
+            while f"step-{step}" not in os.listdir(made.root):
+                pass
+            made.shut_down()
+            if trainer.until()["event"] == "published":
+                acknowledged[f"step-{step}"] = step
+            trainer.close()
+            trainer.await_writers()
+        made.again()
+        assert set(acknowledged) <= set(visible(made.root)), f"acknowledged and gone: {acknowledged}"
+        assert_gc_leaves_nothing_stray(made.root)
+
+
 def test_fsync_that_fails_is_never_success(filesystem, root):
     """Whatever the file system: the kernel says EIO to each fsync of the writer."""
     with Trainer(root) as trainer:
