@@ -3,6 +3,7 @@
 test_commands.py, test_orphans.py and test_trainer_resume.py are programs of their own.
 """
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from filesystems import KINDS, Filesystem, namespace_enter, workplace
 
+PR_SET_CHILD_SUBREAPER = 36   # writers that lose their trainer become children of ours
 collect_ignore = ["test_commands.py", "test_orphans.py", "test_trainer_resume.py"]
 
 
@@ -27,6 +29,7 @@ def pytest_configure(config):
         print("skipped: real faults are made by root only")
         sys.stdout.flush()
         os._exit(77)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         namespace_enter()
     except OSError as error:

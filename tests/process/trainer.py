@@ -120,13 +120,31 @@ class Trainer:
             raise Hangs(f"writer {pid} does not end: {stack_of(pid)}")
 
     def await_writers(self):
+        """Those that it told of, and one that it started and did not live to tell of: an orphan is a child of ours."""
         for pid in self.writers:
             self.await_writer(pid)
+        for pid in orphans():
+            handle = os.pidfd_open(pid)
+            over = is_over(handle, PATIENCE_S)
+            os.close(handle)
+            if not over:
+                raise Hangs(f"writer {pid} does not end: {stack_of(pid)}")
+            os.waitpid(pid, 0)
 
     def rest(self):
         """What it said before it was killed."""
         while self.event():
             pass
+
+
+def orphans():
+    """Writers, dead or alive, whose trainer is gone; what a trainer forked is not one."""
+    found = []
+    for task in os.listdir("/proc/self/task"):
+        for pid in map(int, open(f"/proc/self/task/{task}/children").read().split()):
+            if open(f"/proc/{pid}/comm").read().startswith("tspool-"):
+                found.append(pid)
+    return found
 
 
 def is_over(handle, patience_s):
