@@ -1,0 +1,93 @@
+/* module.c - tspool._tspool: the types and the few functions that belong to none of them. */
+#include "binding.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct search { char *root, *path; struct tspool_failure failure; int error; };
+
+static void search_work(void *argument)
+{
+    struct search *search = argument;
+
+    search->error = tspool_latest(search->root, &search->path, &search->failure);
+}
+
+static void search_abandon(void *argument)
+{
+    struct search *search = argument;
+
+    free(search->path);
+    free(search->root);
+    free(search);
+}
+
+static PyObject *search_give(const struct search *search)
+{
+    if (search->error == -ENOENT && !search->path)
+        Py_RETURN_NONE;
+    if (search->error < 0)
+        return failure_raise("load", search->error, &search->failure);
+    return PyUnicode_DecodeFSDefault(search->path);
+}
+
+/* latest(root) -> path or None. It may wait for a writer that finishes what its dead trainer left. */
+static PyObject *latest(PyObject *self, PyObject *arguments)
+{
+    struct search *search;
+    PyObject *given;
+    const char *root;
+
+    if (!PyArg_ParseTuple(arguments, "s", &root))
+        return NULL;
+    search = calloc(1, sizeof *search);
+    if (!search || !(search->root = strdup(root))) {
+        free(search);
+        return PyErr_NoMemory();
+    }
+    search->failure = (struct tspool_failure)TSPOOL_FAILURE_INIT;
+    if (background_run(search_work, NULL, search_abandon, search) < 0)
+        return NULL;
+    given = search_give(search);
+    search_abandon(search);
+    return given;
+}
+
+/* dtype_bits(name) -> bits of an element; 0: not a dtype */
+static PyObject *dtype_bits(PyObject *self, PyObject *arguments)
+{
+    const char *name;
+
+    if (!PyArg_ParseTuple(arguments, "s", &name))
+        return NULL;
+    return PyLong_FromUnsignedLong(tspool_dtype_bits(tspool_dtype_parse(name)));
+}
+
+static PyObject *version(PyObject *self, PyObject *unused) { return PyUnicode_FromString(tspool_version()); }
+
+static PyMethodDef module_functions[] = {
+    { "latest", latest, METH_VARARGS, "latest(root) -> path or None" },
+    { "dtype_bits", dtype_bits, METH_VARARGS, "dtype_bits(name) -> bits of an element; 0: not a dtype" },
+    { "version", version, METH_NOARGS, "version() -> that of the library" },
+    { NULL, NULL, 0, NULL },
+};
+static struct PyModuleDef module_definition = { .m_base = PyModuleDef_HEAD_INIT, .m_name = "tspool._tspool",
+                                                .m_doc = "The C library's handles.", .m_size = -1,
+                                                .m_methods = module_functions };
+
+static int type_add(PyObject *module, const char *name, PyTypeObject *type)
+{
+    return type ? PyModule_AddObject(module, name, (PyObject *)type) : -1;
+}
+
+PyMODINIT_FUNC PyInit__tspool(void)
+{
+    PyObject *module = PyModule_Create(&module_definition);
+
+    if (module && (type_add(module, "Spool", spool_type_create()) < 0 || type_add(module, "Save", save_type_create()) < 0 ||
+                   type_add(module, "Checkpoint", checkpoint_type_create()) < 0 ||
+                   type_add(module, "Memory", memory_type_create()) < 0))
+        Py_CLEAR(module);
+    return module;
+}

@@ -1,0 +1,5 @@
+"""`python -m tspool` is the `tspool` command."""
+
+from tspool._command import main
+
+main()
