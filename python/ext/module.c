@@ -81,6 +81,7 @@ static int type_add(PyObject *module, const char *name, PyTypeObject *type)
     return type ? PyModule_AddObject(module, name, (PyObject *)type) : -1;
 }
 
+PyMODINIT_FUNC PyInit__tspool(void);
 PyMODINIT_FUNC PyInit__tspool(void)
 {
     PyObject *module = PyModule_Create(&module_definition);

@@ -269,14 +269,19 @@ static PyObject *save_add_object(PyObject *self, PyObject *arguments)
 {
     SaveObject *save = (SaveObject *)self;
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;
-    const char *name, *kind, *bytes;
-    Py_ssize_t size;
+    const char *name, *kind;
+    Py_buffer bytes;
     int error;
 
-    if (!PyArg_ParseTuple(arguments, "sss#", &name, &kind, &bytes, &size) || !save_enter(save))
+    if (!PyArg_ParseTuple(arguments, "ssy*", &name, &kind, &bytes))
         return NULL;
-    error = tspool_save_add_object(save->save, name, kind, bytes, (size_t)size, &failure);
+    if (!save_enter(save)) {
+        PyBuffer_Release(&bytes);
+        return NULL;
+    }
+    error = tspool_save_add_object(save->save, name, kind, bytes.buf, (size_t)bytes.len, &failure);
     save_leave(save);
+    PyBuffer_Release(&bytes);
     if (error < 0)
         return failure_raise("save", error, &failure);
     Py_RETURN_NONE;

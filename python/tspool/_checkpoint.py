@@ -130,11 +130,6 @@ class Checkpoint:
     def metadata(self) -> dict[str, str]:
         return self._handle.metadata()
 
-    @property
-    def objects(self) -> list[Object]:
-        """Objects beside the tensors. "tspool.state" holds the nesting and the plain values."""
-        return [Object(*item) for item in self._handle.objects()]
-
     def __contains__(self, name: str) -> bool:
         return self._handle.find(name) is not None
 
@@ -228,7 +223,7 @@ class Checkpoint:
 
         return load_from(self, names, into, pickle)
 
-    def verify(self, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
+    def verify(self, progress: Callable[[int, int], Any] | None = None) -> VerifyReport:
         """Reads every byte against its digest; progress(bytes_done, bytes_total). Raises DamagedError, whose `report` has all
         findings."""
         error, findings, size, tensors, leaves, damaged, missing, foreign, message = self._handle.verify(progress)
@@ -238,6 +233,11 @@ class Checkpoint:
         if first is not None:
             raise _damaged(self.path, report, first, message)
         return report
+
+    @property
+    def objects(self) -> list[Object]:
+        """Objects beside the tensors. "tspool.state" holds the nesting and the plain values."""
+        return [Object(*item) for item in self._handle.objects()]
 
     # Closing ---------------------------------------------------------------------------------------------------------------------
 

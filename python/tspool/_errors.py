@@ -18,6 +18,10 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tspool._checkpoint import VerifyReport
 
 
 class Error(Exception):
@@ -80,7 +84,7 @@ class LoadError(Error):
     """A checkpoint could not be read."""
 
 
-class NotFoundError(LoadError, FileNotFoundError):
+class NotFoundError(LoadError, FileNotFoundError):  # type: ignore[misc]
     """There is no checkpoint, tensor or object of that name."""
 
     def __init__(self, message: str = "", **fields: object) -> None:
@@ -99,10 +103,13 @@ class ConsentError(LoadError):
 
 
 class DamagedError(LoadError):
-    """Bytes disagree with their digests, or a file with its format. `tensor`, `path` and `file_offset` say where."""
+    """Bytes disagree with their digests, or a file with its format. `tensor`, `path` and `file_offset` say where.
+    Of a verify, `report` has every finding."""
+
+    report: VerifyReport | None = None
 
 
-class WaitTimeout(Error, TimeoutError):
+class WaitTimeout(Error, TimeoutError):  # type: ignore[misc]
     """Not in time. The save goes on."""
 
     def __init__(self, message: str = "", **fields: object) -> None:

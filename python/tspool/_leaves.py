@@ -59,11 +59,12 @@ class Tensor:
         if self.data.nbytes != size_of(dtype, self.shape):
             raise ValueError(f"{dtype} {list(self.shape)} takes {size_of(dtype, self.shape)} bytes, not {self.data.nbytes}")
 
-    def view(self) -> memoryview:
+    def view(self) -> memoryview[Any]:
         """The elements as a memoryview of that dtype and shape; BF16, C64, FP8 and FP4 have no format for it."""
         if self.dtype not in FORMATS:
             raise TypeError(f"memoryview has no format for {self.dtype}: decode .data")
-        return self.data.cast(FORMATS[self.dtype], self.shape) if self.data.nbytes else self.data.cast(FORMATS[self.dtype])
+        cast: Callable[..., memoryview[Any]] = self.data.cast
+        return cast(FORMATS[self.dtype], self.shape) if self.data.nbytes else cast(FORMATS[self.dtype])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tensor):
@@ -275,10 +276,8 @@ def _torch_make(dtype: str, shape: tuple[int, ...]) -> Made | None:
 
 
 def _numpy_dtype(numpy: Any, dtype: str) -> Any:
-    if dtype in FORMATS:
-        return numpy.dtype(FORMATS[dtype])
-    if dtype == "C64":
-        return numpy.dtype("complex64")
+    if dtype in FORMATS or dtype == "C64":
+        return numpy.dtype(NAMES[dtype])
     ml_dtypes = _importable("ml_dtypes")
     return numpy.dtype(getattr(ml_dtypes, NAMES[dtype])) if ml_dtypes and NAMES.get(dtype) in ML_DTYPES else None
 

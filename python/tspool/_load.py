@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tspool._checkpoint import Checkpoint, Entry
 from tspool._errors import LoadError, MismatchError, NotFoundError, UnsupportedError
 from tspool._leaves import Made, Target, make, size_of, target_of, view_of
 from tspool._spool import Io
 from tspool._tree import STATE, Item, build, items, parse, places, plain
+
+if TYPE_CHECKING:
+    from tspool._tspool import Request
 
 _SHOWN = 5  # names in a message
 
@@ -111,7 +114,7 @@ class _Reading:
     def __init__(self, checkpoint: Checkpoint, chosen: dict[str, Item]) -> None:
         self.checkpoint = checkpoint
         self.chosen = chosen
-        self.requests: list[tuple[int, None, None, int, int]] = []
+        self.requests: list[Request] = []
         self.made: dict[tuple[str, str], Made] = {}  # by stored name and kind
 
     def _make(self, item: Item) -> Made:
@@ -139,7 +142,7 @@ class _Reading:
                 made[item.name] = self._make(item)
             else:
                 values[item.name] = view
-        self.requests.sort()
+        self.requests.sort(key=lambda request: request[0])
         self.checkpoint._handle.read(self.requests)
         return values | {name: fresh.finish() for name, fresh in made.items()}
 
@@ -223,7 +226,8 @@ class _Placing:
 
     def run(self, into: Any) -> Any:
         self._look(into)
-        requests, scattered = [], []
+        requests: list[Request] = []
+        scattered: list[tuple[Target, Made]] = []
         for number, target, kind in sorted(self.targets, key=lambda each: each[0]):
             address = target.address
             if address is None:

@@ -154,7 +154,9 @@ def _views_find(tensors: list[tuple[str, Leaf, Node]]) -> None:
 def _view_mark(base: tuple[str, Leaf, Node], view: tuple[str, Leaf, Node]) -> None:
     (name, of, _), (_, leaf, node) = base, view
     apart, element = leaf.address - of.address, size_of(of.dtype, ())
-    if (leaf.kind, leaf.dtype) != (of.kind, of.dtype) or apart % element or (leaf.shape == of.shape and apart == 0):
+    if (leaf.kind, leaf.dtype) != (of.kind, of.dtype) or apart % element:
+        return
+    if (apart, leaf.shape, _strides_of(leaf)) == (0, of.shape, _strides_of(of)):
         return
     node["of"], node["at"] = name, apart // element
     node["strides"] = list(_strides_of(leaf))
