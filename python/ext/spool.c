@@ -150,6 +150,7 @@ static PyObject *spool_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
 
 /* Using -------------------------------------------------------------------------------------------------------------- */
 
+/* Holds its spool, so that Ctrl-C may leave it behind: a close then waits for it. */
 struct reserving { SpoolObject *spool; uint64_t bytes; struct tspool_failure failure; int error; };
 
 static void reserving_work(void *argument)
@@ -159,26 +160,52 @@ static void reserving_work(void *argument)
     reserving->error = tspool_reserve(reserving->spool->spool, reserving->bytes, &reserving->failure);
 }
 
+static void reserving_destroy(struct reserving *reserving)
+{
+    gate_leave(&reserving->spool->gate);
+    Py_DECREF(reserving->spool);
+    free(reserving);
+}
+
+static void reserving_abandon(void *argument)
+{
+    PyGILState_STATE state = PyGILState_Ensure();
+
+    reserving_destroy(argument);
+    PyGILState_Release(state);
+}
+
 static PyObject *closed_raise(void) { return failure_raise("closed", -EINVAL, NULL); }
+
+static struct reserving *reserving_create(SpoolObject *spool, uint64_t bytes)
+{
+    struct reserving *reserving = calloc(1, sizeof *reserving);
+
+    if (!reserving)
+        return (struct reserving *)PyErr_NoMemory();
+    if (!gate_enter(&spool->gate)) {
+        free(reserving);
+        return (struct reserving *)closed_raise();
+    }
+    *reserving = (struct reserving){ .spool = (SpoolObject *)Py_NewRef((PyObject *)spool), .bytes = bytes,
+                                     .failure = TSPOOL_FAILURE_INIT };
+    return reserving;
+}
 
 static PyObject *spool_reserve(PyObject *self, PyObject *arguments)
 {
-    struct reserving reserving = { .spool = (SpoolObject *)self, .failure = TSPOOL_FAILURE_INIT };
+    PyObject *answer = Py_None;
+    struct reserving *reserving;
     unsigned long long bytes;
-    int interrupted;
 
-    if (!PyArg_ParseTuple(arguments, "K", &bytes))
+    if (!PyArg_ParseTuple(arguments, "K", &bytes) || !(reserving = reserving_create((SpoolObject *)self, bytes)))
         return NULL;
-    if (!gate_enter(&reserving.spool->gate))
-        return closed_raise();
-    reserving.bytes = bytes;
-    interrupted = background_run(reserving_work, NULL, NULL, &reserving);
-    gate_leave(&reserving.spool->gate);
-    if (interrupted < 0)
+    if (background_run(reserving_work, NULL, reserving_abandon, reserving) < 0)
         return NULL;
-    if (reserving.error < 0)
-        return failure_raise("open", reserving.error, &reserving.failure);
-    Py_RETURN_NONE;
+    if (reserving->error < 0)
+        answer = failure_raise("open", reserving->error, &reserving->failure);
+    reserving_destroy(reserving);
+    return answer == Py_None ? Py_NewRef(answer) : NULL;
 }
 
 static PyObject *spool_writer_pid(PyObject *self, void *unused)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tspool import _tspool
 from tspool._checkpoint import Checkpoint, Entry
 from tspool._errors import LoadError, MismatchError, NotFoundError, UnsupportedError
 from tspool._leaves import Made, Target, make, size_of, target_of, view_of
 from tspool._spool import Io
 from tspool._tree import STATE, Item, build, items, parse, places, plain
-
-if TYPE_CHECKING:
-    from tspool._tspool import Request
 
 _SHOWN = 5  # names in a message
 
@@ -114,7 +112,7 @@ class _Reading:
     def __init__(self, checkpoint: Checkpoint, chosen: dict[str, Item]) -> None:
         self.checkpoint = checkpoint
         self.chosen = chosen
-        self.requests: list[Request] = []
+        self.requests: list[_tspool._Request] = []
         self.made: dict[tuple[str, str], Made] = {}  # by stored name and kind
 
     def _make(self, item: Item) -> Made:
@@ -226,7 +224,7 @@ class _Placing:
 
     def run(self, into: Any) -> Any:
         self._look(into)
-        requests: list[Request] = []
+        requests: list[_tspool._Request] = []
         scattered: list[tuple[Target, Made]] = []
         for number, target, kind in sorted(self.targets, key=lambda each: each[0]):
             address = target.address

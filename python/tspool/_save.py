@@ -183,6 +183,7 @@ class Save:
 
     def done(self) -> bool:
         """Whether the save has ended, well or not."""
+        self._check_process()
         return self._submitted.is_set() and self._handle.wait(PUBLISHED, 0) != errno.ETIMEDOUT
 
     def status(self) -> SaveResult:
@@ -192,11 +193,13 @@ class Save:
 
     def abort(self) -> bool:
         """Gives the save up; True when there was something to give up. It then fails with ECANCELED."""
+        self._check_process()
         self._seen = True
         return self._handle.abort()
 
     def fileno(self) -> int:
         """A descriptor that polls readable at news, and stays readable once the save has ended. It is the save's."""
+        self._check_process()
         return self._handle.fileno()
 
     # asyncio ---------------------------------------------------------------------------------------------------------------------
