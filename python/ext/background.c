@@ -115,8 +115,9 @@ static int interrupted(struct background *background, pthread_t thread, void (*i
     void *argument = background->argument;
 
     if (!abandon) {
-        if (interrupt)
+        do /* again: what comes too early is not heard */
             interrupt(argument);
+        while (!wait_slice(background));
         background_join(background, thread);
     } else if (background_abandon(background)) {
         background_join(background, thread);

@@ -41,7 +41,7 @@ PyObject *failure_raise(const char *kind, int error, const struct tspool_failure
  * thread of its own while this one looks for signals every WAIT_SLICE_NS.
  * 0: it has run. -1 with an exception set, by Ctrl-C mostly:
  *   with `abandon`, the work goes on, `abandon` is called after it, and the caller must not touch `argument` again;
- *   without, `interrupt` was called to hasten its end, and it has ended. */
+ *   without, `interrupt` was called, more than once perhaps, to hasten its end, and it has ended. */
 int background_run(void (*work)(void *), void (*interrupt)(void *), void (*abandon)(void *), void *argument);
 
 /* gate.c: who is inside a handle. Counted with the GIL held; waited for with the GIL released. */

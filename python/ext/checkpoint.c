@@ -66,7 +66,7 @@ static struct opening *opening_create(PyObject *arguments)
     struct opening *opening;
     const char *path;
 
-    if (!PyArg_ParseTuple(arguments, "siIIIppp", &path, &io, &options.item_bytes, &options.depth, &options.hash_threads,
+    if (!PyArg_ParseTuple(arguments, "yiIIIppp", &path, &io, &options.item_bytes, &options.depth, &options.hash_threads,
                           &buffered, &verified, &tolerant))
         return NULL;
     options.io = (enum tspool_io)io;

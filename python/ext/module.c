@@ -39,7 +39,7 @@ static PyObject *latest(PyObject *self, PyObject *arguments)
     PyObject *given;
     const char *root;
 
-    if (!PyArg_ParseTuple(arguments, "s", &root))
+    if (!PyArg_ParseTuple(arguments, "y", &root))
         return NULL;
     search = calloc(1, sizeof *search);
     if (!search || !(search->root = strdup(root))) {

@@ -305,13 +305,17 @@ static PyObject *save_metadata(PyObject *self, PyObject *arguments)
 
 /* Submitting --------------------------------------------------------------------------------------------------------- */
 
+/* The library tells a failure that nobody looked at to the next submit, which may then be made again. Here it is told by
+ * Spool.begin, which keeps the list of saves: this submit is the same again at once. */
 struct submission { struct tspool_save *save; struct tspool_failure failure; int error; };
 
 static void submission_work(void *argument)
 {
     struct submission *submission = argument;
 
-    submission->error = tspool_save_submit(submission->save, &submission->failure);
+    do
+        submission->error = tspool_save_submit(submission->save, &submission->failure);
+    while (submission->error == -ECANCELED && tspool_save_wait(submission->save, TSPOOL_STAGED, 0) == -EINVAL);
 }
 
 /* Planning cannot be given up, copying can. */
@@ -333,8 +337,8 @@ static PyObject *save_submit(PyObject *self, PyObject *unused)
     if (!save_enter(save))
         return NULL;
     interrupted = background_run(submission_work, submission_interrupt, NULL, &submission);
-    if (interrupted < 0 || submission.error < 0 || tspool_save_wait(save->save, TSPOOL_STAGED, 0) == 0)
-        save_unpin(save);
+    if (tspool_save_wait(save->save, TSPOOL_STAGED, 0) != -ETIMEDOUT)
+        save_unpin(save); /* copied, resolved, or never begun */
     if (submission.error < 0)
         tspool_save_result(save->save, &result); /* looked at: it is raised here */
     save_leave(save);
@@ -473,6 +477,8 @@ static PyObject *save_fileno(PyObject *self, PyObject *unused)
         return NULL;
     fd = tspool_save_fd(save->save);
     save->has_fd |= fd >= 0;
+    if (save->has_fd && tspool_save_wait(save->save, TSPOOL_PUBLISHED, 0) != -ETIMEDOUT)
+        fd_raise(save); /* its news was taken before there was a descriptor */
     save_leave(save);
     return fd < 0 ? failure_raise("save", fd, NULL) : PyLong_FromLong(fd);
 }

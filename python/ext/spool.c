@@ -80,7 +80,7 @@ static struct opening *opening_create(PyObject *arguments, PyObject *keywords, P
     int io, isolation, buffered;
     struct opening *opening;
 
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "szzKIIiiKIIKKKKIIIpO", names, &root, &writer_path, &excluded_cpus,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "yyzKIIiiKIIKKKKIIIpO", names, &root, &writer_path, &excluded_cpus,
                                      &arena_bytes, &options.item_bytes, &options.depth, &io, &isolation, &rate,
                                      &options.staging_threads, &options.hash_threads, &deadline_ns, &heartbeat_ns,
                                      &start_timeout_ns, &shard_bytes, &options.rank, &options.world_size, &options.local_ranks,
@@ -260,6 +260,7 @@ static PyObject *spool_close(PyObject *self, PyObject *arguments)
     error = tspool_close(closing, timeout_ns, &report);
     Py_END_ALLOW_THREADS
     saves_unpin(spool);
+    Py_CLEAR(spool->on_arena);
     if (error < 0 && error != -ETIMEDOUT)
         return failure_raise("open", error, NULL);
     return Py_BuildValue("IIIIi", report.published, report.failed, report.left, report.aborted, report.writer_pid);

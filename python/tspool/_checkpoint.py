@@ -102,9 +102,9 @@ class Checkpoint:
         buffered: bool = False,
         tolerant: bool = False,
     ) -> None:
-        self.path = os.fspath(path)
+        self.path = os.fsdecode(path)
         self._handle = _tspool.Checkpoint(
-            self.path, choose(IO, "io", io), item_bytes, depth, hash_threads, buffered, verify, tolerant
+            os.fsencode(path), choose(IO, "io", io), item_bytes, depth, hash_threads, buffered, verify, tolerant
         )
         self._entries: list[Entry] | None = None
 
@@ -277,4 +277,4 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], object] 
 
 def latest(root: str | os.PathLike[str]) -> str | None:
     """The path of the newest published checkpoint below `root`, by user step, else by commit sequence; None when there is none."""
-    return _tspool.latest(os.fspath(root))
+    return _tspool.latest(os.fsencode(root))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from tspool import _tspool
 from tspool._errors import FIELDS, EarlierSaveError, Error, SaveError, SpoolError
 from tspool._save import DURABLE, PUBLISHED, STAGED, Save, SaveResult, deadline_of, left_of
-from tspool._tree import STATE, Encoding, metadata_text
+from tspool._tree import STATE, Encoding, is_text, metadata_text
 
 Io = Literal["auto", "uring", "threads"]
 Staging = Literal["now", "background"]
@@ -86,13 +86,13 @@ class Spool:
         excluded_cpus: str | None = None,
         on_arena: Callable[[int, int, bool], object] | None = None,
     ) -> None:
-        self.root = os.fspath(root)
+        self.root = os.fsdecode(root)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._in_flight: list[Save] = []
         self._handle: _tspool.Spool | None = _tspool.Spool(
-            root=self.root,
-            writer_path=os.fspath(writer_path) if writer_path is not None else os.path.join(home(), "tspool-writer"),
+            root=os.fsencode(root),
+            writer_path=os.fsencode(writer_path if writer_path is not None else os.path.join(home(), "tspool-writer")),
             excluded_cpus=excluded_cpus,
             arena_bytes=arena_bytes or 0,
             item_bytes=item_bytes,
@@ -160,13 +160,13 @@ class Spool:
     ) -> Save:
         """Begins a save whose tensors and objects are declared one by one: `add`, `add_object`, `add_metadata`, then `submit`."""
         handle = self._open_handle()
-        if not isinstance(name, str) or "\0" in name:
-            raise SaveError(f"{name!r} is no checkpoint's name: a string without NUL", errno=errno.EINVAL)
+        if not is_text(name):
+            raise SaveError(f"{name!r} is no checkpoint's name: that is a string which UTF-8 can hold", errno=errno.EINVAL)
+        self._earlier_tell()
         return Save(self, name, _tspool.Save(handle, name, choose(_STAGING, "staging", staging), replace, _ns(deadline), save_id))
 
     def _submit(self, save: Save) -> None:
         self._open_handle()
-        self._earlier_tell()
         if save._progress is not None:
             save._watch()
         try:

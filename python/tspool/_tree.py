@@ -29,6 +29,14 @@ STATE = "tspool.state"
 Node = Any
 
 
+def is_text(value: object) -> bool:
+    """Whether C takes it for a string: NUL ends one there, and lone surrogates have no UTF-8."""
+    try:
+        return isinstance(value, str) and b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
+
+
 def name_of(prefix: str | None, key: object) -> str:
     return str(key) if prefix is None else f"{prefix}.{key}"
 
@@ -67,9 +75,9 @@ class Encoding:
         if kind in (dict, list, tuple, OrderedDict):
             return self._container(value, kind, name)
         if kind is bytes or kind is bytearray:
-            self.blobs.append(Blob(name or "", "bytes", value))
+            self.blobs.append(Blob(_checked(name), "bytes", value))
             return {"$bytes": kind.__name__}
-        return self._leaf(value, name or "")
+        return self._leaf(value, _checked(name))
 
     def _container(self, value: Any, kind: type, name: str | None) -> Node:
         if id(value) in self._open:
@@ -119,6 +127,12 @@ class Encoding:
         except Exception as error:
             raise UnsupportedError(f'"{name}" cannot be pickled: {error}', tensor=name) from error
         return {"$pickle": None}
+
+
+def _checked(name: str | None) -> str:
+    if not name or not is_text(name):
+        raise UnsupportedError(f"{name!r} is no name for a tensor or object: a name has characters, none of them NUL or a surrogate")
+    return name
 
 
 # Views ---------------------------------------------------------------------------------------------------------------------------
@@ -280,4 +294,6 @@ def places(value: Any, name: str | None = None, within: Any = None, key: object 
 def metadata_text(key: object, value: object) -> tuple[str, str]:
     if not isinstance(key, str) or not isinstance(value, (str, int, float)):
         raise SaveError(f"metadata {key!r}: {value!r}: keys are strings, values are strings or numbers; use json.dumps for more")
+    if not is_text(key) or not is_text(str(value)):
+        raise SaveError(f"metadata {key!r}: {value!r}: no NUL and no surrogates; encode them")
     return key, str(value)

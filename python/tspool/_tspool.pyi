@@ -8,7 +8,7 @@ _Request = tuple[int, Sequence[int] | None, Sequence[int] | None, int, int]
 _Finding = tuple[int, str | None, str | None, int, int, str]
 _Verification = tuple[int, list[_Finding], int, int, int, int, int, int, str]
 
-def latest(root: str, /) -> str | None: ...
+def latest(root: bytes, /) -> str | None: ...
 def dtype_bits(name: str, /) -> int: ...
 def version() -> str: ...
 
@@ -28,8 +28,8 @@ class Memory:
 class Spool:
     def __new__(
         cls,
-        root: str,
-        writer_path: str | None,
+        root: bytes,
+        writer_path: bytes,
         excluded_cpus: str | None,
         arena_bytes: int,
         item_bytes: int,
@@ -81,7 +81,7 @@ class Save:
 @final
 class Checkpoint:
     def __new__(
-        cls, path: str, io: int, item_bytes: int, depth: int, hash_threads: int, buffered: bool, verified: bool, tolerant: bool, /
+        cls, path: bytes, io: int, item_bytes: int, depth: int, hash_threads: int, buffered: bool, verified: bool, tolerant: bool, /
     ) -> Checkpoint: ...
     @property
     def info(self) -> dict[str, object]: ...
