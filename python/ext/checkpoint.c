@@ -156,15 +156,27 @@ static PyObject *text_or_none(const char *text)
     return text_give(text);
 }
 
+/* As xxhsum -H2 prints it; empty where none was recorded. */
+static PyObject *digest_give(const struct tspool_tensor_info *info)
+{
+    static const char digits[] = "0123456789abcdef";
+    char text[2 * sizeof info->digest];
+
+    for (size_t i = 0; i < sizeof info->digest; i++) {
+        text[2 * i] = digits[info->digest[i] >> 4];
+        text[2 * i + 1] = digits[info->digest[i] & 15];
+    }
+    return PyUnicode_FromStringAndSize(text, info->has_digest ? (Py_ssize_t)sizeof text : 0);
+}
+
 /* (name, dtype, shape, global_shape, global_offsets, bytes, file, file_offset, tied_to, digest) */
 static PyObject *entry_give(const struct tspool_tensor_info *info)
 {
-    return Py_BuildValue("NsNNNKNKNy#", text_give(info->name), tspool_dtype_name(info->dtype),
+    return Py_BuildValue("NsNNNKNKNN", text_give(info->name), tspool_dtype_name(info->dtype),
                          numbers_give(info->shape, info->rank),
                          info->global_shape ? numbers_give(info->global_shape, info->rank) : text_or_none(NULL),
                          info->global_offsets ? numbers_give(info->global_offsets, info->rank) : text_or_none(NULL), info->bytes,
-                         text_give(info->file), info->file_offset, text_or_none(info->tied_to), (const char *)info->digest,
-                         (Py_ssize_t)(info->has_digest ? sizeof info->digest : 0));
+                         text_give(info->file), info->file_offset, text_or_none(info->tied_to), digest_give(info));
 }
 
 static PyObject *checkpoint_entries(PyObject *self, PyObject *unused)

@@ -8,7 +8,7 @@ import pickle as _pickle
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from tspool import _tspool
 from tspool._errors import ConsentError, DamagedError, LoadError, MismatchError, NotFoundError
@@ -20,8 +20,7 @@ _KINDS = {1: "tspool", 2: "huggingface", 3: "file"}
 _DAMAGE = {1: "tensor", 2: "file", 3: "missing", 4: "foreign"}
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A stored tensor, or a name tied to one."""
 
     name: str
@@ -119,7 +118,7 @@ class Checkpoint:
     def entries(self) -> list[Entry]:
         """Stored tensors in file order, then the names tied to one of them. Shards of one tensor share its name."""
         if self._entries is None:
-            self._entries = [Entry(*entry[:9], digest=entry[9].hex()) for entry in self._handle.entries()]
+            self._entries = [Entry(*entry) for entry in self._handle.entries()]
         return self._entries
 
     @property

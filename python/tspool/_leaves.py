@@ -115,8 +115,6 @@ def _torch_refuse(torch: Any, tensor: Any, name: str) -> UnsupportedError:
 
 def _torch_wrapper_refuse(torch: Any, tensor: Any, name: str) -> None:
     kind = type(tensor)
-    if kind is torch.Tensor or kind is torch.nn.Parameter:
-        return
     if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise _refuse(name, f"is a {kind.__name__}, a wrapper without memory of its own", "save what it wraps, such as to_local()")
 
@@ -131,8 +129,9 @@ def _on_host(torch: Any, tensor: Any, name: str) -> Any:
 
 
 def _torch_leaf(torch: Any, tensor: Any, name: str) -> Leaf:
-    _torch_wrapper_refuse(torch, tensor, name)
-    dtype = _torch_names(torch).get(tensor.dtype)
+    if type(tensor) is not torch.Tensor:
+        _torch_wrapper_refuse(torch, tensor, name)
+    dtype = (_torch_dtypes or _torch_names(torch)).get(tensor.dtype)
     if dtype is None or tensor.layout is not torch.strided or tensor.is_nested:
         raise _torch_refuse(torch, tensor, name)
     if not tensor.is_cpu:
@@ -233,9 +232,10 @@ def _dlpack_leaf(value: Any, name: str) -> Leaf:
 
 def leaf_of(value: Any, name: str) -> Leaf | None:
     """How the tensor lies in memory; None when it is no tensor of any make."""
-    torch, numpy = _module("torch"), _module("numpy")
+    torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _torch_leaf(torch, value, name)
+    numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray):
         return None if value.dtype.hasobject else _numpy_leaf(numpy, value, name, "numpy")
     if numpy is not None and isinstance(value, numpy.generic):

@@ -11,7 +11,7 @@ from tspool._checkpoint import Checkpoint, Entry
 from tspool._errors import LoadError, MismatchError, NotFoundError, UnsupportedError
 from tspool._leaves import Made, Target, make, size_of, target_of, view_of
 from tspool._spool import Io
-from tspool._tree import STATE, Item, build, items, parse, places, plain
+from tspool._tree import STATE, Item, build, collector_paused, items, parse, places, plain
 
 _SHOWN = 5  # names in a message
 
@@ -158,13 +158,14 @@ def _fits(entry: Entry, base: Made, item: Item) -> bool:
 
 
 def load_from(checkpoint: Checkpoint, names: str | Iterable[str] | None, into: Any, pickle: bool) -> Any:
-    contents = _Contents(checkpoint)
-    chosen = contents.select(names)
-    if into is not None:
-        return _Placing(contents, chosen, pickle).run(into)
-    values = {item.name: contents.value(item, pickle) for item in chosen.values() if item.kind != "tensor"}
-    values |= _Reading(checkpoint, chosen).run()
-    return contents.build(values)
+    with collector_paused():
+        contents = _Contents(checkpoint)
+        chosen = contents.select(names)
+        if into is not None:
+            return _Placing(contents, chosen, pickle).run(into)
+        values = {item.name: contents.value(item, pickle) for item in chosen.values() if item.kind != "tensor"}
+        values |= _Reading(checkpoint, chosen).run()
+        return contents.build(values)
 
 
 # Into what exists ----------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import final
 
-_Entry = tuple[str, str, tuple[int, ...], tuple[int, ...] | None, tuple[int, ...] | None, int, str, int, str | None, bytes]
+_Entry = tuple[str, str, tuple[int, ...], tuple[int, ...] | None, tuple[int, ...] | None, int, str, int, str | None, str]
 _Request = tuple[int, Sequence[int] | None, Sequence[int] | None, int, int]
 _Finding = tuple[int, str | None, str | None, int, int, str]
 _Verification = tuple[int, list[_Finding], int, int, int, int, int, int, str]
