@@ -14,7 +14,6 @@ from tspool import _tspool
 from tspool._errors import ConsentError, DamagedError, LoadError, MismatchError, NotFoundError
 from tspool._leaves import make, size_of, target_of
 from tspool._spool import IO, Io, choose
-from tspool._tree import STATE
 
 _KINDS = {1: "tspool", 2: "huggingface", 3: "file"}
 _DAMAGE = {1: "tensor", 2: "file", 3: "missing", 4: "foreign"}
@@ -63,7 +62,7 @@ class Info:
 
 @dataclass(frozen=True)
 class Damage:
-    """A finding of verify. kind: "tensor", "file", "missing", or "foreign" (a file that the manifest does not list: no damage)."""
+    """A finding of verify. kind: "tensor", "file", "missing", or "foreign" (a file that the manifest does not list)."""
 
     kind: str
     tensor: str | None
@@ -107,7 +106,7 @@ class Checkpoint:
         )
         self._entries: list[Entry] | None = None
 
-    # Contents --------------------------------------------------------------------------------------------------------------------
+    # Contents -------------------------------------------------------------------------------------------------------------------
 
     @property
     def info(self) -> Info:
@@ -139,13 +138,15 @@ class Checkpoint:
         """The number of the first entry of that name."""
         number = self._handle.find(name)
         if number is None:
-            raise NotFoundError(f"{self.path!r} has no tensor {name!r}: Checkpoint.names lists them", errno=2, tensor=name, path=self.path)
+            raise NotFoundError(
+                f"{self.path!r} has no tensor {name!r}: Checkpoint.names lists them", errno=2, tensor=name, path=self.path
+            )
         return number
 
     def entry(self, name: str) -> Entry:
         return self.entries[self.find(name)]
 
-    # Reading ---------------------------------------------------------------------------------------------------------------------
+    # Reading --------------------------------------------------------------------------------------------------------------------
 
     def read(
         self,
@@ -157,8 +158,8 @@ class Checkpoint:
     ) -> Any:
         """A tensor, or the box of it that begins at `start` and has `extent` elements in each dimension.
 
-        Into `out` (a contiguous tensor, array or buffer of that dtype and shape) if given, and then that is returned. Else a fresh
-        one: `kind` is "torch", "numpy", "memoryview", "tensor" (a tspool.Tensor), or "any": what is in use here.
+        Into `out` (a tensor, array or buffer of that dtype and shape) if given, and then that is returned. Else a fresh one:
+        `kind` is "torch", "numpy", "memoryview", "tensor" (a tspool.Tensor), or "any": what is in use here.
         `name` may be the number of an entry, to tell shards of one name apart.
         """
         number = name if isinstance(name, int) else self.find(name)
@@ -182,7 +183,9 @@ class Checkpoint:
         target = target_of(out, entry.name)
         if target is None or (target.dtype, target.shape) != (entry.dtype, shape):
             found = f"{target.dtype} {list(target.shape)}" if target else type(out).__name__
-            raise MismatchError(f"{entry.name!r} is {entry.dtype} {list(shape)}, `out` is {found}", tensor=entry.name, path=self.path)
+            raise MismatchError(
+                f"{entry.name!r} is {entry.dtype} {list(shape)}, `out` is {found}", tensor=entry.name, path=self.path
+            )
         if target.address is not None:
             self._handle.read([(number, start, extent, target.address, size)])
         else:
@@ -195,14 +198,16 @@ class Checkpoint:
         """An object: "json" and "text" decoded, "bytes" as they are, a "pickle" only with pickle=True."""
         kinds = {item.name: item.kind for item in self.objects}
         if name not in kinds:
-            raise NotFoundError(f"{self.path!r} has no object {name!r}: it has {sorted(kinds)}", errno=2, tensor=name, path=self.path)
+            raise NotFoundError(
+                f"{self.path!r} has no object {name!r}: it has {sorted(kinds)}", errno=2, tensor=name, path=self.path
+            )
         return self._decode(name, kinds[name], pickle)
 
     def _decode(self, name: str, kind: str, pickle: bool) -> Any:
         if kind == "pickle" and not pickle:
             raise ConsentError(
-                f"{name!r} is a pickle, which can run any code when it is loaded: pass pickle=True if you trust {self.path!r}, or name "
-                "what you want without it",
+                f"{name!r} is a pickle, which can run any code when it is loaded: pass pickle=True if you trust {self.path!r}, "
+                "or name what you want without it",
                 tensor=name,
                 path=self.path,
             )
@@ -214,7 +219,9 @@ class Checkpoint:
                 return json.loads(data)
             return data.decode() if kind == "text" else data
         except Exception as error:
-            raise LoadError(f"{name!r} of {self.path!r} cannot be decoded as {kind}: {error}", tensor=name, path=self.path) from error
+            raise LoadError(
+                f"{name!r} of {self.path!r} cannot be decoded as {kind}: {error}", tensor=name, path=self.path
+            ) from error
 
     def load(self, names: str | Iterable[str] | None = None, into: Any = None, pickle: bool = False) -> Any:
         """As tspool.load."""
@@ -238,7 +245,7 @@ class Checkpoint:
         """Objects beside the tensors. "tspool.state" holds the nesting and the plain values."""
         return [Object(*item) for item in self._handle.objects()]
 
-    # Closing ---------------------------------------------------------------------------------------------------------------------
+    # Closing --------------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         self._handle.close()
@@ -275,5 +282,5 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], object] 
 
 
 def latest(root: str | os.PathLike[str]) -> str | None:
-    """The path of the newest published checkpoint below `root`, by user step, else by commit sequence; None when there is none."""
+    """The path of the newest published checkpoint below `root`, by user step, else by commit sequence; None without any."""
     return _tspool.latest(os.fsencode(root))

@@ -14,16 +14,16 @@ from tspool._errors import LoadError, UnsupportedError
 
 # The dtypes of safetensors, by the names that torch, ml_dtypes and the buffer protocol have for them.
 TORCH = {
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32", "uint64": "U64",
-    "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64", "complex64": "C64",
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
+    "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64", "complex64": "C64",
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0", "float8_e4m3fnuz": "F8_E4M3FNUZ",
     "float8_e5m2fnuz": "F8_E5M2FNUZ", "float4_e2m1fn_x2": "F4",
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in TORCH.items()}
 ML_DTYPES = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz")
 FORMATS = {
-    "BOOL": "?", "U8": "B", "I8": "b", "U16": "H", "I16": "h", "U32": "I", "I32": "i", "U64": "Q", "I64": "q", "F16": "e", "F32": "f",
-    "F64": "d",
+    "BOOL": "?", "U8": "B", "I8": "b", "U16": "H", "I16": "h", "U32": "I", "I32": "i", "U64": "Q", "I64": "q", "F16": "e",
+    "F32": "f", "F64": "d",
 }  # fmt: skip
 _BY_FORMAT = {format: dtype for dtype, format in FORMATS.items()} | {"c": "U8", "Zf": "C64"}
 _SIGNED, _UNSIGNED = {4: "I32", 8: "I64"}, {4: "U32", 8: "U64"}  # "l" and "L" are as wide as the machine says
@@ -90,7 +90,7 @@ def _refuse(name: str, what: str, remedy: str) -> UnsupportedError:
     return UnsupportedError(f'"{name}" {what}: {remedy}', stage="declare", operation="add", tensor=name, cause=remedy)
 
 
-# torch ---------------------------------------------------------------------------------------------------------------------------
+# torch --------------------------------------------------------------------------------------------------------------------------
 
 _torch_dtypes: dict[Any, str] = {}  # torch.float32 -> "F32"; filled when torch is first seen
 
@@ -116,7 +116,9 @@ def _torch_refuse(torch: Any, tensor: Any, name: str) -> UnsupportedError:
 def _torch_wrapper_refuse(torch: Any, tensor: Any, name: str) -> None:
     kind = type(tensor)
     if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        raise _refuse(name, f"is a {kind.__name__}, a wrapper without memory of its own", "save what it wraps, such as to_local()")
+        raise _refuse(
+            name, f"is a {kind.__name__}, a wrapper without memory of its own", "save what it wraps, such as to_local()"
+        )
 
 
 def _on_host(torch: Any, tensor: Any, name: str) -> Any:
@@ -156,7 +158,7 @@ def _pairs(torch: Any, tensor: Any, name: str) -> tuple[Any, tuple[int, ...], No
     return tensor, (*tensor.shape[:-1], tensor.shape[-1] * 2), None
 
 
-# numpy and whatever else shows its memory ----------------------------------------------------------------------------------------
+# numpy and whatever else shows its memory ---------------------------------------------------------------------------------------
 
 
 def _element_dtype(memory: _tspool.Memory) -> str | None:
@@ -247,7 +249,7 @@ def leaf_of(value: Any, name: str) -> Leaf | None:
     return _buffer_leaf(value, name)
 
 
-# Making them ---------------------------------------------------------------------------------------------------------------------
+# Making them --------------------------------------------------------------------------------------------------------------------
 
 
 class Made(NamedTuple):
@@ -338,7 +340,7 @@ def view_of(base: Any, at: int, shape: tuple[int, ...], strides: tuple[int, ...]
     return None
 
 
-# Filling those that exist --------------------------------------------------------------------------------------------------------
+# Filling those that exist -------------------------------------------------------------------------------------------------------
 
 
 class Target(NamedTuple):
@@ -376,7 +378,9 @@ def _torch_target(torch: Any, tensor: Any, name: str) -> Target:
     _torch_wrapper_refuse(torch, tensor, name)
     dtype = _torch_names(torch).get(tensor.dtype)
     if dtype is None or tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
-        raise _torch_refuse(torch, tensor, name) if not tensor.is_meta else _refuse(name, "is on the meta device", "materialise it")
+        raise (
+            _torch_refuse(torch, tensor, name) if not tensor.is_meta else _refuse(name, "is on the meta device", "materialise it")
+        )
     shape = tuple(tensor.shape) if dtype != "F4" else (*tensor.shape[:-1], tensor.shape[-1] * 2)
 
     def place(value: Any) -> None:

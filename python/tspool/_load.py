@@ -103,7 +103,7 @@ def _number(checkpoint: Checkpoint, name: str) -> int:
     return number
 
 
-# Fresh ---------------------------------------------------------------------------------------------------------------------------
+# Fresh --------------------------------------------------------------------------------------------------------------------------
 
 
 class _Reading:
@@ -168,7 +168,7 @@ def load_from(checkpoint: Checkpoint, names: str | Iterable[str] | None, into: A
         return contents.build(values)
 
 
-# Into what exists ----------------------------------------------------------------------------------------------------------------
+# Into what exists ---------------------------------------------------------------------------------------------------------------
 
 
 class _Placing:
@@ -197,7 +197,9 @@ class _Placing:
         if target is None:
             raise self._refuse(item.name, f"is a tensor in the checkpoint and a {type(value).__name__} here")
         if (target.dtype, target.shape) != (entry.dtype, entry.shape):
-            stored, here = (f"{dtype} {list(shape)}" for dtype, shape in ((entry.dtype, entry.shape), (target.dtype, target.shape)))
+            stored, here = (
+                f"{dtype} {list(shape)}" for dtype, shape in ((entry.dtype, entry.shape), (target.dtype, target.shape))
+            )
             raise self._refuse(item.name, f"is {stored} in the checkpoint and {here} here")
         self.targets.append((number, target, str(item.node["$tensor"])))
 
@@ -213,7 +215,9 @@ class _Placing:
         missing = [name for name in found if name not in self.chosen]
         left = [name for name in self.chosen if name not in found]
         if missing:
-            raise self._refuse(missing[0], f"is not in the checkpoint, nor are all of {_list(missing)}; it has {_list(self.chosen)}")
+            raise self._refuse(
+                missing[0], f"is not in the checkpoint, nor are all of {_list(missing)}; it has {_list(self.chosen)}"
+            )
         if left:
             raise self._refuse(left[0], f"is in the checkpoint and not in `into`, as {_list(left)}; choose with names=")
         for name, (value, container, key) in found.items():

@@ -96,7 +96,7 @@ class Save:
         self._seen = False  # its failure was told to somebody
         self._submitted = threading.Event()
 
-    # Declaring -------------------------------------------------------------------------------------------------------------------
+    # Declaring ------------------------------------------------------------------------------------------------------------------
 
     def add(
         self,
@@ -123,7 +123,7 @@ class Save:
         self._spool._submit(self)
         return self
 
-    # Waiting ---------------------------------------------------------------------------------------------------------------------
+    # Waiting --------------------------------------------------------------------------------------------------------------------
 
     def _failure(self) -> SaveError:
         self._seen = True
@@ -144,7 +144,9 @@ class Save:
         if error == errno.ETIMEDOUT and not self.done():
             raise WaitTimeout(f"{self.name!r} is not {_LEVELS[level]} after {timeout} s; it goes on", errno=error)
         if error == errno.ESHUTDOWN:
-            raise SaveError(f"the spool was closed before {self.name!r} was {_LEVELS[level]}: it was left to the writer", errno=error)
+            raise SaveError(
+                f"the spool was closed before {self.name!r} was {_LEVELS[level]}: it was left to the writer", errno=error
+            )
         raise self._failure()
 
     def wait_staged(self, timeout: float | None = None) -> SaveResult:
@@ -202,7 +204,7 @@ class Save:
         self._check_process()
         return self._handle.fileno()
 
-    # asyncio ---------------------------------------------------------------------------------------------------------------------
+    # asyncio --------------------------------------------------------------------------------------------------------------------
 
     def __await__(self) -> Generator[Any, None, SaveResult]:
         return self._awaited().__await__()
@@ -230,7 +232,7 @@ class Save:
             loop.remove_reader(descriptor)
             os.close(descriptor)
 
-    # Callbacks -------------------------------------------------------------------------------------------------------------------
+    # Callbacks ------------------------------------------------------------------------------------------------------------------
 
     def add_done_callback(self, callback: Callable[[Save], object]) -> None:
         """Calls callback(save) when the save has ended: from a thread of tspool's, or at once if it has already."""

@@ -114,7 +114,7 @@ class Spool:
         )
         _OPEN.add(self)
 
-    # Saving ----------------------------------------------------------------------------------------------------------------------
+    # Saving ---------------------------------------------------------------------------------------------------------------------
 
     def _open_handle(self) -> _tspool.Spool:
         if self._handle is None:
@@ -156,7 +156,13 @@ class Spool:
         return save.submit()
 
     def begin(
-        self, name: str, *, staging: Staging = "now", replace: bool = False, deadline: float | None = None, save_id: bytes | None = None
+        self,
+        name: str,
+        *,
+        staging: Staging = "now",
+        replace: bool = False,
+        deadline: float | None = None,
+        save_id: bytes | None = None,
     ) -> Save:
         """Begins a save whose tensors and objects are declared one by one: `add`, `add_object`, `add_metadata`, then `submit`."""
         handle = self._open_handle()
@@ -195,7 +201,7 @@ class Spool:
             fields: dict[str, Any] = {field: getattr(failure, field) for field in FIELDS if field != "message"}
             raise EarlierSaveError(f"an earlier save failed: {failure.message}; this one was not begun", **fields) from failure
 
-    # The rest --------------------------------------------------------------------------------------------------------------------
+    # The rest -------------------------------------------------------------------------------------------------------------------
 
     def reserve(self, bytes: int) -> None:
         """Populates the arena for saves of that size now rather than in the first save."""
@@ -215,8 +221,8 @@ class Spool:
         return self._handle is None
 
     def close(self, timeout: float | None = None, abort: bool = False) -> CloseReport:
-        """Waits for the saves in flight, then ends the spool. At the timeout, or at Ctrl-C, what is staged is left to the writer, which
-        finishes it without us; with `abort` it is given up. Raises the failure of a save that nobody looked at, once closed."""
+        """Waits for the saves in flight, then ends the spool. At the timeout, or at Ctrl-C, what is staged is left to the writer,
+        which finishes it without us; with `abort` it is given up. A failure that nobody looked at is raised, once closed."""
         if self._handle is None:
             return CloseReport(0, 0, 0, 0, 0)
         self._open_handle()
@@ -271,7 +277,7 @@ class Spool:
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is None or os.getpid() != self._pid:
             return
-        warnings.warn(f"a spool for {self.root!r} was not closed", ResourceWarning, source=self)
+        warnings.warn(f"a spool for {self.root!r} was not closed", ResourceWarning, stacklevel=2, source=self)
         for save in self._in_flight:
             save._handle.wait(STAGED, None)
         self._end(False)

@@ -1,7 +1,7 @@
 """A nested state dict as named tensors, named byte strings and one JSON text that says how they hang together.
 
-The text is the object "tspool.state" of kind "json". Plain values stand in it as they are; what JSON has not is a dict with one key
-that begins with "$":
+The text is the object "tspool.state" of kind "json". Plain values stand in it as they are; what JSON has not is a dict with one
+key that begins with "$":
 
     {"model": {"weight": {"$tensor": "torch"}}, "step": 7, "lr": 0.1, "done": false, "name": "run", "none": null,
      "$..." or int keys, OrderedDict   {"$dict": [[key, value], ...]}, {"$ordered": [[key, value], ...]}
@@ -21,7 +21,7 @@ import json
 import math
 import pickle as _pickle
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from tspool._errors import LoadError, SaveError, UnsupportedError
@@ -114,8 +114,8 @@ class Encoding:
                 plain = False
             elif type(key) is not str:
                 raise UnsupportedError(
-                    f"a key {key!r} of type {type(key).__name__}{f' in {name!r}' if name else ''}: keys are strings, or the ints of an "
-                    "optimizer's state; convert it",
+                    f"a key {key!r} of type {type(key).__name__}{f' in {name!r}' if name else ''}: keys are strings, or the "
+                    "ints of an optimizer's state; convert it",
                     tensor=name or "",
                 )
             elif key.startswith("$"):
@@ -133,8 +133,8 @@ class Encoding:
             return node
         if not self.pickle:
             raise UnsupportedError(
-                f'"{name}" is a {type(value).__module__}.{type(value).__qualname__}: neither a tensor nor a plain value; convert it, or '
-                "store it as a pickle with pickle=True, which runs code when it is loaded",
+                f'"{name}" is a {type(value).__module__}.{type(value).__qualname__}: neither a tensor nor a plain value; convert '
+                "it, or store it as a pickle with pickle=True, which runs code when it is loaded",
                 tensor=name,
             )
         try:
@@ -146,11 +146,13 @@ class Encoding:
 
 def _checked(name: str | None) -> str:
     if not name or not is_text(name):
-        raise UnsupportedError(f"{name!r} is no name for a tensor or object: a name has characters, none of them NUL or a surrogate")
+        raise UnsupportedError(
+            f"{name!r} is no name for a tensor or object: a name has characters, none of them NUL or a surrogate"
+        )
     return name
 
 
-# Views ---------------------------------------------------------------------------------------------------------------------------
+# Views --------------------------------------------------------------------------------------------------------------------------
 
 
 def _end_of(leaf: Leaf) -> int:
@@ -163,8 +165,8 @@ def _end_of(leaf: Leaf) -> int:
 
 
 def _views_find(tensors: list[tuple[str, Leaf, Node]]) -> None:
-    """Marks what lies within another, contiguous tensor of its kind. Its bytes are stored all the same, so that every reader finds
-    them by name; ours gives a view again. Equal layouts are the C library's to tie."""
+    """Marks what lies within another, contiguous tensor of its kind. Its bytes are stored all the same, so that every reader
+    finds them by name; ours gives a view again. Equal layouts are the C library's to tie."""
     spans = [
         (leaf.address, -_end_of(leaf), not is_contiguous(leaf), number)
         for number, (name, leaf, node) in enumerate(tensors)
@@ -201,7 +203,7 @@ def _strides_of(leaf: Leaf) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-# Back again ----------------------------------------------------------------------------------------------------------------------
+# Back again ---------------------------------------------------------------------------------------------------------------------
 
 
 class Item(NamedTuple):
@@ -253,12 +255,7 @@ def items(node: Node, name: str | None = None) -> Iterator[Item]:
 
 def plain(node: Node) -> Any:
     """The value of a "value" leaf."""
-    if isinstance(node, dict):
-        tag, tagged = _pairs(node)
-        if tag != "$float":
-            raise LoadError(f"the checkpoint's {STATE} has {tag!r}, which this version does not know")
-        return float(tagged)
-    return node
+    return float(node["$float"]) if isinstance(node, dict) else node
 
 
 _ABSENT = object()
@@ -287,9 +284,41 @@ def _build(node: Node, values: dict[str, Any], name: str | None) -> Any:
     return OrderedDict(kept) if tag == "$ordered" else dict(kept)
 
 
+_TAGS: dict[str, Callable[[Any], bool]] = {
+    "$tuple": lambda tagged: isinstance(tagged, list),
+    "$dict": lambda tagged: _are_pairs(tagged),
+    "$ordered": lambda tagged: _are_pairs(tagged),
+    "$float": lambda tagged: tagged in ("nan", "inf", "-inf"),
+    "$tensor": lambda tagged: isinstance(tagged, str),
+    "$bytes": lambda tagged: tagged in ("bytes", "bytearray"),
+    "$pickle": lambda tagged: tagged is None,
+}
+
+
+def _are_pairs(tagged: Any) -> bool:
+    return isinstance(tagged, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and type(pair[0]) in (str, int) for pair in tagged
+    )
+
+
+def _check(node: Node) -> None:
+    """A file's word is not taken for it: what stands under a tag must be what the tag says."""
+    if isinstance(node, dict):
+        tag, tagged = _pairs(node)
+        if tag and not _TAGS.get(tag, lambda _: False)(tagged):
+            raise LoadError(f"the checkpoint's {STATE} has {tag!r} in a way that this version does not know")
+    for _, child in _children(node) or ():
+        _check(child)
+
+
 def parse(text: bytes) -> Node:
+    """The tree, checked."""
     try:
-        return json.loads(text)
+        node = json.loads(text)
+        if _children(node) is None:
+            raise LoadError(f"the checkpoint's {STATE} is no state dict")
+        _check(node)
+        return node
     except (ValueError, RecursionError) as error:
         raise LoadError(f"the checkpoint's {STATE} is not what tspool writes: {error}") from error
 

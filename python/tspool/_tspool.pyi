@@ -57,7 +57,9 @@ class Spool:
 
 @final
 class Save:
-    def __new__(cls, spool: Spool, name: str, staging: int, replace: bool, deadline_ns: int, save_id: bytes | None, /) -> Save: ...
+    def __new__(
+        cls, spool: Spool, name: str, staging: int, replace: bool, deadline_ns: int, save_id: bytes | None, /
+    ) -> Save: ...
     def add(
         self,
         name: str,
@@ -81,7 +83,16 @@ class Save:
 @final
 class Checkpoint:
     def __new__(
-        cls, path: bytes, io: int, item_bytes: int, depth: int, hash_threads: int, buffered: bool, verified: bool, tolerant: bool, /
+        cls,
+        path: bytes,
+        io: int,
+        item_bytes: int,
+        depth: int,
+        hash_threads: int,
+        buffered: bool,
+        verified: bool,
+        tolerant: bool,
+        /,
     ) -> Checkpoint: ...
     @property
     def info(self) -> dict[str, object]: ...

@@ -139,19 +139,33 @@ def rewritten(spool, root, spoil):
 
 @pytest.mark.parametrize(
     "spoil",
-    [b"{", b"[" * 100000, b"\xff", {"w": {"$tensor": "torch"}, "x": {"$later": 1}}, {"missing": {"$tensor": "torch"}}, {"b": {"$bytes": "bytes"}}],
-    ids=["cut", "deep", "not utf-8", "unknown tag", "missing tensor", "missing object"],
+    [
+        b"{", b"[" * 100000, b"\xff", {"w": {"$tensor": "torch"}, "x": {"$later": 1}}, {"missing": {"$tensor": "torch"}},
+        {"b": {"$bytes": "bytes"}}, {"t": {"$tuple": 3}}, {"d": {"$dict": [1]}}, {"t": {"$tensor": 5}}, 7,
+        {"t": {"$float": "1e5"}}, {"t": {"$bytes": "list"}}, {"d": {"$dict": [[[1], 2]]}},
+    ],
+    ids=["cut", "deep", "not utf-8", "unknown tag", "no tensor", "no object", "tuple", "dict", "kind", "number", "float", "bytes", "key"],
 )  # fmt: skip
 def test_a_structure_that_makes_no_sense_is_an_error_of_loading(spool, root, spoil):
     with pytest.raises(tspool.LoadError):
         tspool.load(rewritten(spool, root, spoil))
 
 
-@pytest.mark.parametrize("node", [{"at": 3}, {"at": -1}, {"at": "0"}, {"strides": [100]}, {"strides": [-1]}, {"strides": [1, 1]}, {"of": "nothing"}])
+@pytest.mark.parametrize(
+    "node", [{"at": 3}, {"at": -1}, {"at": "0"}, {"strides": [100]}, {"strides": [-1]}, {"strides": [1, 1]}, {"of": "nothing"}]
+)
 def test_a_view_that_leaves_its_base_is_read_on_its_own(spool, root, node):
     view = {"$tensor": "torch", "of": "w", "at": 0, "strides": [1], **node}
     loaded = tspool.load(rewritten(spool, root, {"w": {"$tensor": "torch"}, "v": view}))
     assert torch.equal(loaded["v"], torch.arange(2.0))
+
+
+def test_a_root_whose_name_is_not_utf_8_serves_too(root):
+    odd = root / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    with tspool.Spool(odd, 64 << 20) as spool:
+        spool.save("one", {"w": torch.ones(2)}).result(60)
+    assert tspool.latest(odd) == str(odd / "one") and tspool.load(tspool.latest(odd))["w"].eq(1).all()
 
 
 def test_latest_is_by_step_and_none_where_there_is_nothing(spool, root, tmp_path):
@@ -165,7 +179,8 @@ def test_latest_is_by_step_and_none_where_there_is_nothing(spool, root, tmp_path
     "options, message",
     [
         ({"arena_bytes": 1 << 20}, "below 32 MiB"), ({"item_bytes": 1000}, "item_bytes"), ({"depth": 4096}, "depth"),
-        ({"rank": 2, "world_size": 2}, "rank"), ({"excluded_cpus": "x"}, "excluded_cpus"), ({"staging_threads": 100}, "staging_threads"),
+        ({"rank": 2, "world_size": 2}, "rank"), ({"excluded_cpus": "x"}, "excluded_cpus"),
+        ({"staging_threads": 100}, "staging_threads"),
         ({"writer_path": "/nowhere"}, "writer_path names no executable"),
     ],
 )  # fmt: skip
@@ -182,7 +197,9 @@ def test_a_root_that_is_not_there_is_named(root):
         tspool.Spool(root, io="fast")
 
 
-@pytest.mark.parametrize("options", [{"io": "threads"}, {"isolation": "thread"}, {"buffered": True}, {"shard_bytes": 1 << 20}, {"depth": 4}])
+@pytest.mark.parametrize(
+    "options", [{"io": "threads"}, {"isolation": "thread"}, {"buffered": True}, {"shard_bytes": 1 << 20}, {"depth": 4}]
+)
 def test_options_change_how_and_not_what(root, options):
     state = {"a": torch.randn(300000), "b": torch.randn(400000)}
     with tspool.Spool(root, 64 << 20, **options) as spool:

@@ -1,4 +1,4 @@
-"""Every dtype that torch, numpy or Python's buffers share with safetensors comes back bit for bit, and opens with stock safetensors."""
+"""Every dtype that torch, numpy or Python's buffers share with safetensors comes back bit for bit, and stock readers open it."""
 
 import array
 
@@ -91,7 +91,8 @@ def test_dlpack_gives_the_memory_of_tensors_of_other_libraries(spool, root, dtyp
 def test_tensors_that_are_not_contiguous_are_stored_in_order(there_and_back, layout):
     base = torch.arange(4 * 6 * 5, dtype=torch.float32).reshape(4, 6, 5)
     tensor = {
-        "transposed": base.transpose(0, 2), "step": base[::2, 1::3], "column": base[:, :, 2], "expanded": base[:1].expand(3, 6, 5),
+        "transposed": base.transpose(0, 2), "step": base[::2, 1::3], "column": base[:, :, 2],
+        "expanded": base[:1].expand(3, 6, 5),
         "permuted": base.permute(1, 2, 0), "flipped": base,
     }[layout]  # fmt: skip
     array_ = base.numpy()[::-1, :, ::-2] if layout == "flipped" else tensor.numpy()
@@ -108,7 +109,11 @@ def test_a_lazy_conjugate_is_stored_as_what_it_means(there_and_back):
 
 
 def test_stock_safetensors_opens_what_was_saved(spool, root):
-    state = {name: random_torch(name, (3, 4)) for name in TORCH if name not in ("float8_e4m3fnuz", "float8_e5m2fnuz", "float4_e2m1fn_x2")}
+    state = {
+        name: random_torch(name, (3, 4))
+        for name in TORCH
+        if name not in ("float8_e4m3fnuz", "float8_e5m2fnuz", "float4_e2m1fn_x2")
+    }
     spool.save("stock", state).result(60)
     with safetensors.safe_open(root / "stock" / "model.safetensors", "pt") as opened:
         assert set(opened.keys()) == set(state)

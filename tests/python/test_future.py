@@ -160,7 +160,12 @@ def test_a_failed_save_raises_from_every_side_with_its_record(slow, root):
     with pytest.raises(tspool.SaveError):
         asyncio.run(wait())
     again = pickle.loads(pickle.dumps(failed.value))
-    assert (type(again), again.errno, again.cause, str(again)) == (tspool.SaveError, errno.ECANCELED, failed.value.cause, str(failed.value))
+    assert (type(again), again.errno, again.cause, str(again)) == (
+        tspool.SaveError,
+        errno.ECANCELED,
+        failed.value.cause,
+        str(failed.value),
+    )
     assert not (root / "failing").exists()
 
 

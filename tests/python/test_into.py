@@ -9,7 +9,8 @@ import torch
 def state_of(fill):
     return {
         "model": {"w": torch.full((4, 6), fill), "b": torch.full((3,), fill, dtype=torch.bfloat16)},
-        "array": numpy.full((2, 3), fill, "f4"), "step": int(fill), "nested": [{"lr": fill}, torch.full((2,), fill)], "fixed": ("adam", 0.9),
+        "array": numpy.full((2, 3), fill, "f4"), "step": int(fill), "fixed": ("adam", 0.9),
+        "nested": [{"lr": fill}, torch.full((2,), fill)],
     }  # fmt: skip
 
 
@@ -48,8 +49,14 @@ def read_only():
 
 
 MISFITS = {
-    "shape": (lambda into: into["model"].update(w=torch.ones(6, 4)), r"'model.w' is F32 \[4, 6\] in the checkpoint and F32 \[6, 4\] here"),
-    "dtype": (lambda into: into["model"].update(b=torch.ones(3)), r"'model.b' is BF16 \[3\] in the checkpoint and F32 \[3\] here"),
+    "shape": (
+        lambda into: into["model"].update(w=torch.ones(6, 4)),
+        r"'model.w' is F32 \[4, 6\] in the checkpoint and F32 \[6, 4\] here",
+    ),
+    "dtype": (
+        lambda into: into["model"].update(b=torch.ones(3)),
+        r"'model.b' is BF16 \[3\] in the checkpoint and F32 \[3\] here",
+    ),
     "missing here": (lambda into: into["model"].pop("b"), "'model.b' is in the checkpoint and not in `into`.*names="),
     "missing there": (lambda into: into.update(more=torch.ones(1)), "'more' is not in the checkpoint"),
     "no tensor": (lambda into: into["model"].update(w=3), "'model.w' is a tensor in the checkpoint and a int here"),

@@ -22,7 +22,11 @@ def children():
 
 
 def save_once(spool, root, number):
-    state = {"w": torch.randn(500, 100), "nested": {"b": torch.ones(10), "step": number, "raw": b"x" * 1000}, "list": [torch.zeros(3)] * 3}
+    state = {
+        "w": torch.randn(500, 100),
+        "nested": {"b": torch.ones(10), "step": number, "raw": b"x" * 1000},
+        "list": [torch.zeros(3)] * 3,
+    }
     save = spool.save("same", state, replace=True, staging="background" if number % 2 else "now", metadata={"step": number})
     save.add_done_callback(lambda save: None)
     if number % 3 == 0:

@@ -45,14 +45,17 @@ WAITS = {
 @pytest.mark.parametrize("what", WAITS)
 def test_ctrl_c_ends_every_wait_at_once(script, root, what):
     trainer = script(
-        BEGIN + f"""
+        BEGIN
+        + f"""
 try:
     {WAITS[what]}
     print("not interrupted")
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     os._exit(0)
-""", root)
+""",
+        root,
+    )
     assert trainer.line() == "ready"
     trainer.process.send_signal(signal.SIGINT)
     asked = time.monotonic()
@@ -65,7 +68,8 @@ def test_ctrl_c_in_a_load_leaves_the_process_whole(script, root):
     with tspool.Spool(root, arena_bytes=256 << 20) as spool:
         spool.save("s", {f"t{i}": torch.zeros(16 << 20, dtype=torch.uint8) for i in range(16)}).result(60)
     trainer = script(
-        BEGIN + """
+        BEGIN
+        + """
 interrupted = 0
 while interrupted < 3:
     try:
@@ -79,7 +83,9 @@ while interrupted < 3:
         interrupted += 1
 ready()
 assert len(tspool.load(root + "/s")) == 16
-""", root)
+""",
+        root,
+    )
     for _ in range(3):
         assert trainer.line() == "ready"
         trainer.process.send_signal(signal.SIGINT)
@@ -97,7 +103,9 @@ def test_a_normal_exit_finishes_the_save_in_flight(script, root, how):
 
 
 def test_callbacks_run_before_a_normal_exit(script, root):
-    out, _ = script(BEGIN + "slow().save('kept', state(8)).add_done_callback(lambda save: print(save.result().outcome))", root).end()
+    out, _ = script(
+        BEGIN + "slow().save('kept', state(8)).add_done_callback(lambda save: print(save.result().outcome))", root
+    ).end()
     assert out.strip() == "published"
 
 

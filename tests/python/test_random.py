@@ -10,7 +10,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.float64, torch.complex64, torch.float8_e4m3fn]
+DTYPES = [
+    torch.float32,
+    torch.bfloat16,
+    torch.int64,
+    torch.uint8,
+    torch.bool,
+    torch.float64,
+    torch.complex64,
+    torch.float8_e4m3fn,
+]
 shapes = st.lists(st.integers(0, 5), max_size=4)
 
 
@@ -35,7 +44,7 @@ def arrays(draw):
 
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8) | st.binary(max_size=8)
-keys = st.text(string.ascii_letters + string.digits + "$_ é☃/\\\"", max_size=6)  # no dot: two paths with one name are refused
+keys = st.text(string.ascii_letters + string.digits + '$_ é☃/\\"', max_size=6)  # no dot: two paths with one name are refused
 
 
 def containers(children):

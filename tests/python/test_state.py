@@ -35,8 +35,9 @@ def test_a_model_and_its_optimizer_resume_equal(there_and_back):
 
 def test_plain_values_come_back_with_their_kinds(there_and_back):
     state = {
-        "int": 7, "big": 1 << 200, "negative": -3, "float": 0.1, "whole": 2.0, "tiny": 5e-324, "minus": -0.0, "true": True, "false": False,
-        "none": None, "text": "naïve \" \\ \n ☃ \ud800", "list": [1, [2.0, "x"], []], "tuple": (1, (), ("a",)), "dict": {}, "bytes": b"\0\xff",
+        "int": 7, "big": 1 << 200, "negative": -3, "float": 0.1, "whole": 2.0, "tiny": 5e-324, "minus": -0.0, "true": True,
+        "false": False, "none": None, "text": "naïve \" \\ \n ☃ \ud800", "list": [1, [2.0, "x"], []], "tuple": (1, (), ("a",)),
+        "dict": {}, "bytes": b"\0\xff",
         "array": bytearray(b"abc"), "empty": b"", "ints": {0: "a", 17: {"b": 1}}, "ordered": collections.OrderedDict(z=1, a=2),
         "$tensor": "not one", "dollar": {"$dict": [[1, 2]]}, "": 1,
     }  # fmt: skip
@@ -70,7 +71,8 @@ def test_tied_tensors_are_stored_once_and_share_memory_again(spool, root):
 def test_views_are_views_again(there_and_back):
     base, array = torch.arange(48.0).reshape(6, 8), numpy.arange(20).reshape(4, 5)
     state = {
-        "view": base[2:4], "base": base, "transposed": base.T, "step": base[::2, 1::3], "flat": base.view(-1), "element": base[5, 7],
+        "view": base[2:4], "base": base, "transposed": base.T, "step": base[::2, 1::3], "flat": base.view(-1),
+        "element": base[5, 7],
         "array": {"base": array, "rows": array[1:3], "columns": array[:, ::2]},
     }  # fmt: skip
     loaded = there_and_back(state)
@@ -91,7 +93,12 @@ def test_a_view_without_its_base_stands_alone(spool, root):
 
 
 def test_names_choose_a_part(spool, root):
-    state = {"model": {"a": torch.ones(2), "b": torch.zeros(3)}, "modelling": 1, "list": [torch.ones(1), torch.zeros(1)], "step": 4}
+    state = {
+        "model": {"a": torch.ones(2), "b": torch.zeros(3)},
+        "modelling": 1,
+        "list": [torch.ones(1), torch.zeros(1)],
+        "step": 4,
+    }
     spool.save("part", state).result(60)
     assert list(tspool.load(root / "part", names="model")) == ["model"]
     assert list(tspool.load(root / "part", names=["model.b", "step"])) == ["model", "step"]
@@ -103,7 +110,9 @@ def test_names_choose_a_part(spool, root):
 
 
 def test_every_name_is_in_the_files_for_other_readers(spool, root):
-    spool.save("files", {"model": {"w": torch.ones(2)}, "state": {0: {"exp_avg": torch.zeros(2)}}, "l": [torch.ones(1)]}).result(60)
+    spool.save("files", {"model": {"w": torch.ones(2)}, "state": {0: {"exp_avg": torch.zeros(2)}}, "l": [torch.ones(1)]}).result(
+        60
+    )
     with tspool.Checkpoint(root / "files") as checkpoint:
         assert set(checkpoint.names) == {"model.w", "state.0.exp_avg", "l.0"}
         assert json.loads(checkpoint._handle.object_read("tspool.state"))["model"] == {"w": {"$tensor": "torch"}}

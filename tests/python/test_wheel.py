@@ -60,5 +60,11 @@ def test_the_wheel_works_in_a_clean_environment(spool, root, tmp_path, version):
 def test_the_wheel_holds_library_command_writer_and_binding_and_no_more():
     with zipfile.ZipFile(WHEEL) as wheel:
         names = {name for name in wheel.namelist() if name.startswith("tspool/")}
-    assert {"tspool/libtspool.so.0", "tspool/tspool", "tspool/tspool-writer", "tspool/_tspool.abi3.so", "tspool/py.typed"} <= names
+    assert {
+        "tspool/libtspool.so.0",
+        "tspool/tspool",
+        "tspool/tspool-writer",
+        "tspool/_tspool.abi3.so",
+        "tspool/py.typed",
+    } <= names
     assert not [name for name in names if name.endswith((".h", ".a", ".pc"))]
