@@ -1,8 +1,10 @@
 """Tests of the Python package as it was installed: from a wheel, into a virtual environment (tools/check python)."""
 
 import os
+import select
 import subprocess
 import sys
+import time
 
 import pytest
 import tspool
@@ -34,6 +36,20 @@ def there_and_back(spool, root):
         return tspool.load(root / "trip", **consent)
 
     return trip
+
+
+@pytest.fixture
+def appears():
+    """Waits for a checkpoint that a writer finishes on its own: before it has made its directory nobody else can know of it."""
+
+    def wait(path, seconds=60):
+        deadline = time.monotonic() + seconds
+        while not path.exists():
+            assert time.monotonic() < deadline, f"{path} did not appear"
+            select.select([], [], [], 0.01)
+        return str(path)
+
+    return wait
 
 
 class Script:
