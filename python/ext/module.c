@@ -5,13 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct search { char *root, *path; struct tspool_failure failure; int error; };
+struct search { char *root, *path; uint64_t timeout_ns; struct tspool_failure failure; int error; };
 
 static void search_work(void *argument)
 {
     struct search *search = argument;
 
-    search->error = tspool_latest(search->root, &search->path, &search->failure);
+    search->error = tspool_latest_wait(search->root, search->timeout_ns, &search->path, NULL, &search->failure);
 }
 
 static void search_abandon(void *argument)
@@ -32,20 +32,22 @@ static PyObject *search_give(const struct search *search)
     return PyUnicode_DecodeFSDefault(search->path);
 }
 
-/* latest(root) -> path or None. It may wait for a writer that finishes what its dead trainer left. */
+/* latest(root, timeout) -> path or None. It may wait for a writer that finishes what its dead trainer left. */
 static PyObject *latest(PyObject *self, PyObject *arguments)
 {
     struct search *search;
-    PyObject *given;
+    PyObject *given, *timeout;
+    uint64_t timeout_ns;
     const char *root;
 
-    if (!PyArg_ParseTuple(arguments, "y", &root))
+    if (!PyArg_ParseTuple(arguments, "yO", &root, &timeout) || seconds_take(timeout, &timeout_ns) < 0)
         return NULL;
     search = calloc(1, sizeof *search);
     if (!search || !(search->root = strdup(root))) {
         free(search);
         return PyErr_NoMemory();
     }
+    search->timeout_ns = timeout_ns;
     search->failure = (struct tspool_failure)TSPOOL_FAILURE_INIT;
     if (background_run(search_work, NULL, search_abandon, search) < 0)
         return NULL;
@@ -67,7 +69,7 @@ static PyObject *dtype_bits(PyObject *self, PyObject *arguments)
 static PyObject *version(PyObject *self, PyObject *unused) { return PyUnicode_FromString(tspool_version()); }
 
 static PyMethodDef module_functions[] = {
-    { "latest", latest, METH_VARARGS, "latest(root) -> path or None" },
+    { "latest", latest, METH_VARARGS, "latest(root, timeout) -> path or None" },
     { "dtype_bits", dtype_bits, METH_VARARGS, "dtype_bits(name) -> bits of an element; 0: not a dtype" },
     { "version", version, METH_NOARGS, "version() -> that of the library" },
     { NULL, NULL, 0, NULL },

@@ -121,7 +121,7 @@ static int begin(SpoolObject *spool, const char *name, const struct tspool_save_
     return -1;
 }
 
-/* Save(spool, name, staging, replace, deadline_ns, save_id) */
+/* Save(spool, name, staging, replace, deadline_ns, save_id, check_torn) */
 static PyObject *save_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
@@ -131,9 +131,10 @@ static PyObject *save_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     const char *name, *id;
     SpoolObject *spool;
     SaveObject *save;
-    int staging, replaces;
+    int staging, replaces, checks;
 
-    if (!PyArg_ParseTuple(arguments, "O!sipKz#", spool_type, &spool, &name, &staging, &replaces, &deadline_ns, &id, &id_size))
+    if (!PyArg_ParseTuple(arguments, "O!sipKz#p", spool_type, &spool, &name, &staging, &replaces, &deadline_ns, &id, &id_size,
+                          &checks))
         return NULL;
     if (id && id_size != TSPOOL_SAVE_ID_BYTES) {
         PyErr_SetString(PyExc_ValueError, "save_id has 16 bytes: Spool.save_id() makes one");
@@ -142,6 +143,7 @@ static PyObject *save_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     options.staging = (enum tspool_staging)staging;
     options.guarded = options.staging == TSPOOL_STAGING_BACKGROUND;
     options.replace = (uint8_t)replaces;
+    options.check_torn = (uint8_t)checks;
     options.deadline_ns = deadline_ns;
     options.save_id = (const uint8_t *)id;
     save = (SaveObject *)allocate(type, 0);
@@ -440,7 +442,7 @@ static PyObject *result_give(const struct tspool_save_result *result)
 {
     return Py_BuildValue(
         "{s:i,s:I,s:y#,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:I,s:I,s:N,s:N,s:N,s:N,s:I,s:I,s:I,s:K,s:K,s:K,s:K,s:i,s:s,"
-        "s:s,s:N}",
+        "s:s,s:s,s:N}",
         "outcome", (int)result->outcome, "level", result->level, "save_id", (const char *)result->save_id,
         (Py_ssize_t)TSPOOL_SAVE_ID_BYTES, "tensor_bytes", result->tensor_bytes, "file_bytes", result->file_bytes, "staged_bytes",
         result->staged_bytes, "written_bytes", result->written_bytes, "planned_ns", result->planned_ns, "stall_ns",
@@ -450,8 +452,8 @@ static PyObject *result_give(const struct tspool_save_result *result)
         "direct", PyBool_FromLong(result->direct), "registered", PyBool_FromLong(result->registered), "item_bytes",
         result->item_bytes, "depth", result->depth, "page_bytes", result->page_bytes, "writes", result->writes, "short_writes",
         result->short_writes, "hash_cpu_ns", result->hash_cpu_ns, "stage_cpu_ns", result->stage_cpu_ns, "writer_pid",
-        result->writer_pid, "backend", result->backend, "io_note", result->io_note, "failure",
-        failure_give(&result->failure, result->outcome));
+        result->writer_pid, "backend", result->backend, "io_note", result->io_note, "retry_cause",
+        result->retry_cause, "failure", failure_give(&result->failure, result->outcome));
 }
 
 static PyObject *save_result(PyObject *self, PyObject *unused)
@@ -511,7 +513,7 @@ static PyMethodDef save_methods[] = {
 };
 static PyType_Slot save_slots[] = {
     { Py_tp_new, save_new }, { Py_tp_dealloc, save_dealloc }, { Py_tp_methods, save_methods },
-    { Py_tp_doc, "Save(spool, name, staging, replace, deadline_ns, save_id)" }, { 0, NULL },
+    { Py_tp_doc, "Save(spool, name, staging, replace, deadline_ns, save_id, check_torn)" }, { 0, NULL },
 };
 static PyType_Spec save_spec = { "tspool._tspool.Save", sizeof(SaveObject), 0, Py_TPFLAGS_DEFAULT, save_slots };
 

@@ -72,19 +72,19 @@ static struct opening *opening_create(PyObject *arguments, PyObject *keywords, P
 {
     static char *names[] = { "root", "writer_path", "excluded_cpus", "arena_bytes", "item_bytes", "depth", "io", "isolation",
                              "bytes_per_second", "staging_threads", "hash_threads", "deadline_ns", "heartbeat_ns",
-                             "start_timeout_ns", "shard_bytes", "rank", "world_size", "local_ranks", "buffered", "on_arena",
-                             NULL };
+                             "start_timeout_ns", "shard_bytes", "rank", "world_size", "local_ranks", "buffered", "orphan_wait_ns",
+                             "on_arena", NULL };
     struct tspool_options options = TSPOOL_OPTIONS_INIT;
     const char *root, *writer_path, *excluded_cpus;
-    unsigned long long arena_bytes, rate, deadline_ns, heartbeat_ns, start_timeout_ns, shard_bytes;
+    unsigned long long arena_bytes, rate, deadline_ns, heartbeat_ns, start_timeout_ns, shard_bytes, orphan_wait_ns;
     int io, isolation, buffered;
     struct opening *opening;
 
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "yyzKIIiiKIIKKKKIIIpO", names, &root, &writer_path, &excluded_cpus,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "yyzKIIiiKIIKKKKIIIpKO", names, &root, &writer_path, &excluded_cpus,
                                      &arena_bytes, &options.item_bytes, &options.depth, &io, &isolation, &rate,
                                      &options.staging_threads, &options.hash_threads, &deadline_ns, &heartbeat_ns,
                                      &start_timeout_ns, &shard_bytes, &options.rank, &options.world_size, &options.local_ranks,
-                                     &buffered, on_arena))
+                                     &buffered, &orphan_wait_ns, on_arena))
         return NULL;
     options.io = (enum tspool_io)io;
     options.isolation = (enum tspool_isolation)isolation;
@@ -95,6 +95,7 @@ static struct opening *opening_create(PyObject *arguments, PyObject *keywords, P
     options.start_timeout_ns = start_timeout_ns;
     options.shard_bytes = shard_bytes;
     options.buffered = (uint8_t)buffered;
+    options.orphan_wait_ns = orphan_wait_ns;
     if (*on_arena != Py_None) {
         options.on_arena = arena_hook;
         options.on_arena_context = *on_arena;
@@ -220,6 +221,23 @@ static PyObject *spool_writer_pid(PyObject *self, void *unused)
     return pid < 0 ? failure_raise("open", pid, NULL) : PyLong_FromLong(pid);
 }
 
+/* (waited_ns, orphans_seen, orphans_finished, orphans_left, orphan_left) */
+static PyObject *spool_open_report(PyObject *self, PyObject *unused)
+{
+    struct tspool_open_report report = TSPOOL_OPEN_REPORT_INIT;
+    SpoolObject *spool = (SpoolObject *)self;
+    int error;
+
+    if (!gate_enter(&spool->gate))
+        return closed_raise();
+    error = tspool_open_report(spool->spool, &report);
+    gate_leave(&spool->gate);
+    if (error < 0)
+        return failure_raise("open", error, NULL);
+    return Py_BuildValue("KIIIs", report.waited_ns, report.orphans_seen, report.orphans_finished, report.orphans_left,
+                         report.orphan_left);
+}
+
 static PyObject *spool_save_id(PyObject *self, PyObject *unused)
 {
     SpoolObject *spool = (SpoolObject *)self;
@@ -285,6 +303,8 @@ static void spool_dealloc(PyObject *self)
 
 static PyMethodDef spool_methods[] = {
     { "reserve", spool_reserve, METH_VARARGS, "reserve(bytes): populates the arena" },
+    { "open_report", spool_open_report, METH_NOARGS,
+      "open_report() -> (waited_ns, orphans_seen, orphans_finished, orphans_left, orphan_left)" },
     { "save_id", spool_save_id, METH_NOARGS, "save_id() -> 16 fresh random bytes" },
     { "close", spool_close, METH_VARARGS, "close(timeout_ns, abort) -> (published, failed, left, aborted, writer_pid), or None" },
     { NULL, NULL, 0, NULL },

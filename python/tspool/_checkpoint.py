@@ -281,6 +281,8 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], object] 
         return checkpoint.verify(progress)
 
 
-def latest(root: str | os.PathLike[str]) -> str | None:
-    """The path of the newest published checkpoint below `root`, by user step, else by commit sequence; None without any."""
-    return _tspool.latest(os.fsencode(root))
+def latest(root: str | os.PathLike[str], timeout: float | None = 10.0) -> str | None:
+    """The path of the newest published checkpoint below `root`, by user step, else by commit sequence; None without any.
+
+    Waits, so long at most, for the writer of a trainer that died if it still finishes what was staged; None: for ever."""
+    return _tspool.latest(os.fsencode(root), timeout)

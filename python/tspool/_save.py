@@ -68,6 +68,8 @@ class SaveResult:
     """"uring" or "threads" """
     io_note: str
     """why it is not the preferred mode; empty when it is"""
+    retry_cause: str
+    """why the latest earlier attempt ended; empty during the first"""
     failure: SaveError | None
 
     @property

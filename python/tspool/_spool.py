@@ -24,6 +24,7 @@ Staging = Literal["now", "background"]
 IO = {"auto": 0, "uring": 1, "threads": 2}
 _ISOLATION = {"process": 0, "thread": 1}
 _STAGING = {"now": 0, "background": 1}
+_FOR_EVER = (1 << 64) - 1
 _OPEN: weakref.WeakSet[Spool] = weakref.WeakSet()
 _log = logging.getLogger("tspool")
 
@@ -56,6 +57,18 @@ class CloseReport:
     """of the writer that finishes what is left; 0: none"""
 
 
+@dataclass(frozen=True)
+class OpenReport:
+    """What opening waited for: writers of dead trainers that still finished what was staged."""
+
+    waited_ns: int
+    orphans_seen: int
+    orphans_finished: int
+    orphans_left: int
+    orphan_left: str
+    """name of one that is still under way"""
+
+
 class Spool:
     """An arena of memory and a writer process for saves into one directory.
 
@@ -84,6 +97,7 @@ class Spool:
         buffered: bool = False,
         writer_path: str | os.PathLike[str] | None = None,
         excluded_cpus: str | None = None,
+        orphan_wait: float | None = 10.0,
         on_arena: Callable[[int, int, bool], object] | None = None,
     ) -> None:
         self.root = os.fsdecode(root)
@@ -110,6 +124,7 @@ class Spool:
             world_size=world_size,
             local_ranks=local_ranks,
             buffered=buffered,
+            orphan_wait_ns=_FOR_EVER if orphan_wait is None else _ns(orphan_wait),
             on_arena=on_arena,
         )
         _OPEN.add(self)
@@ -134,6 +149,7 @@ class Spool:
         progress: Callable[[SaveResult], object] | None = None,
         *,
         pickle: bool = False,
+        check_torn: bool = False,
         save_id: bytes | None = None,
     ) -> Save:
         """Begins to save `state_dict` as the checkpoint `name`.
@@ -141,7 +157,7 @@ class Spool:
         staging "now": returns when every tensor was copied. "background": returns at once; do not change a tensor before
         `wait_staged` returned.
         """
-        save = self.begin(name, staging=staging, replace=replace, deadline=deadline, save_id=save_id)
+        save = self.begin(name, staging=staging, replace=replace, deadline=deadline, check_torn=check_torn, save_id=save_id)
         encoding = Encoding(pickle)
         structure = encoding.encode(state_dict)
         add = save._handle.add
@@ -162,6 +178,7 @@ class Spool:
         staging: Staging = "now",
         replace: bool = False,
         deadline: float | None = None,
+        check_torn: bool = False,
         save_id: bytes | None = None,
     ) -> Save:
         """Begins a save whose tensors and objects are declared one by one: `add`, `add_object`, `add_metadata`, then `submit`."""
@@ -169,7 +186,8 @@ class Spool:
         if not is_text(name):
             raise SaveError(f"{name!r} is no checkpoint's name: that is a string which UTF-8 can hold", errno=errno.EINVAL)
         self._earlier_tell()
-        return Save(self, name, _tspool.Save(handle, name, choose(_STAGING, "staging", staging), replace, _ns(deadline), save_id))
+        kind = choose(_STAGING, "staging", staging)
+        return Save(self, name, _tspool.Save(handle, name, kind, replace, _ns(deadline), save_id, check_torn))
 
     def _submit(self, save: Save) -> None:
         self._open_handle()
@@ -210,6 +228,10 @@ class Spool:
     def save_id(self) -> bytes:
         """A fresh id of a save, for rank 0 to broadcast when several ranks save one checkpoint."""
         return self._open_handle().save_id()
+
+    def open_report(self) -> OpenReport:
+        """What opening waited for."""
+        return OpenReport(*self._open_handle().open_report())
 
     @property
     def writer_pid(self) -> int:

@@ -211,6 +211,7 @@ def test_options_change_how_and_not_what(root, options):
 def test_the_arena_hook_sees_all_memory_come_and_go(root):
     extents = []
     with tspool.Spool(root, 64 << 20, on_arena=lambda base, size, added: extents.append((base, size, added))) as spool:
+        assert spool.open_report().orphans_seen == 0
         spool.reserve(32 << 20)
         spool.save("pinned", {"w": torch.ones(1000)}).result(60)
     added = {(base, size) for base, size, is_added in extents if is_added}

@@ -72,6 +72,15 @@ def test_background_staging_returns_before_it_has_copied(slow, root):
     assert torch.equal(tspool.load(root / "background")["t0"], wanted)
 
 
+def test_a_tensor_that_changes_while_it_is_staged_is_named_when_asked_for(root):
+    state = large()
+    with tspool.Spool(root, arena_bytes=64 << 20, bytes_per_second=16 << 20) as spool:
+        save = spool.save("torn", state, staging="background", check_torn=True)
+        state["t0"][-1] ^= 1  # the end of what is larger than the arena: not copied yet
+        failure = save.exception(60)
+    assert failure is not None and failure.errno == errno.EBUSY and failure.tensor == "t0"
+
+
 def test_tensors_live_until_they_are_staged_whoever_drops_them(spool, root):
     save = spool.save("dropped", {"t": torch.full((LARGE // 4,), 3.0)}, staging="background")
     save.result(60)

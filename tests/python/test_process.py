@@ -114,7 +114,7 @@ def test_a_killed_trainer_leaves_its_staged_save_to_the_writer(script, root, app
     assert trainer.line() == "ready"
     trainer.process.kill()
     trainer.process.wait()
-    assert appears(root / "kept") == tspool.latest(root)
+    assert appears(root / "kept") == tspool.latest(root, timeout=None)
     assert tspool.verify(root / "kept").damaged == 0
 
 
@@ -127,6 +127,7 @@ def test_a_killed_writer_costs_at_most_one_save(root):
         os.kill(writer, signal.SIGKILL)
         failure = save.exception(60)  # or it was written again, by another writer
         if failure is None:
+            assert save.status().attempts > 1 and save.status().retry_cause
             assert tspool.verify(root / "killed").damaged == 0
         else:
             assert isinstance(failure, tspool.SaveError) and failure.stage == "writer" and failure.message
