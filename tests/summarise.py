@@ -3,8 +3,8 @@
 usage: summarise.py BROKEN_BUILDS TESTLOG.json|JUNIT.xml...
 
 A test program prints TAP (Criterion's --tap), or closes with a line "N passed, N failed, N skipped" or with pytest's; one that
-closes with neither counts as one, by its exit status. A program that failed counts at least one failure, whatever it printed. pytest,
-run alone, leaves a JUnit file; one that is missing or empty is a failure.
+closes with neither counts as one, by its exit status. A program that failed counts at least one failure, whatever it printed.
+pytest, run alone, leaves a JUnit file; one that is missing or empty is a failure.
 """
 import json
 import re

@@ -144,7 +144,7 @@ def rewritten(spool, root, spoil):
         {"b": {"$bytes": "bytes"}}, {"t": {"$tuple": 3}}, {"d": {"$dict": [1]}}, {"t": {"$tensor": 5}}, 7,
         {"t": {"$float": "1e5"}}, {"t": {"$bytes": "list"}}, {"d": {"$dict": [[[1], 2]]}},
     ],
-    ids=["cut", "deep", "not utf-8", "unknown tag", "no tensor", "no object", "tuple", "dict", "kind", "number", "float", "bytes", "key"],
+    ids=["cut", "deep", "not utf-8", "unknown tag", "no tensor", "no object", "tuple", "dict", "kind", "7", "float", "bytes", "key"],
 )  # fmt: skip
 def test_a_structure_that_makes_no_sense_is_an_error_of_loading(spool, root, spoil):
     with pytest.raises(tspool.LoadError):
