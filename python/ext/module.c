@@ -56,6 +56,65 @@ static PyObject *latest(PyObject *self, PyObject *arguments)
     return given;
 }
 
+struct publishing { char *root, *name; uint8_t save_id[TSPOOL_SAVE_ID_BYTES]; uint32_t world_size; struct tspool_failure failure;
+                    int error; };
+
+static void publishing_work(void *argument)
+{
+    struct publishing *publishing = argument;
+
+    publishing->error = tspool_publish(publishing->root, publishing->name, publishing->save_id, publishing->world_size,
+                                       &publishing->failure);
+}
+
+static void publishing_destroy(void *argument)
+{
+    struct publishing *publishing = argument;
+
+    free(publishing->root);
+    free(publishing->name);
+    free(publishing);
+}
+
+static struct publishing *publishing_create(PyObject *arguments)
+{
+    struct publishing *publishing;
+    const char *root, *name, *id;
+    unsigned world_size;
+    Py_ssize_t id_size;
+
+    if (!PyArg_ParseTuple(arguments, "ysy#I", &root, &name, &id, &id_size, &world_size))
+        return NULL;
+    if (id_size != TSPOOL_SAVE_ID_BYTES) {
+        PyErr_SetString(PyExc_ValueError, "save_id has 16 bytes: Spool.save_id() makes one");
+        return NULL;
+    }
+    publishing = calloc(1, sizeof *publishing);
+    if (!publishing || !(publishing->root = strdup(root)) || !(publishing->name = strdup(name))) {
+        if (publishing)
+            publishing_destroy(publishing);
+        return (struct publishing *)PyErr_NoMemory();
+    }
+    memcpy(publishing->save_id, id, sizeof publishing->save_id);
+    publishing->world_size = world_size;
+    publishing->failure = (struct tspool_failure)TSPOOL_FAILURE_INIT;
+    return publishing;
+}
+
+/* publish(root, name, save_id, world_size). Ctrl-C leaves it to its end: it may be called again at any time. */
+static PyObject *publish(PyObject *self, PyObject *arguments)
+{
+    struct publishing *publishing = publishing_create(arguments);
+    PyObject *answer = Py_None;
+
+    if (!publishing || background_run(publishing_work, NULL, publishing_destroy, publishing) < 0)
+        return NULL;
+    if (publishing->error < 0)
+        answer = failure_raise("save", publishing->error, &publishing->failure);
+    publishing_destroy(publishing);
+    return answer ? Py_NewRef(answer) : NULL;
+}
+
 /* dtype_bits(name) -> bits of an element; 0: not a dtype */
 static PyObject *dtype_bits(PyObject *self, PyObject *arguments)
 {
@@ -70,6 +129,7 @@ static PyObject *version(PyObject *self, PyObject *unused) { return PyUnicode_Fr
 
 static PyMethodDef module_functions[] = {
     { "latest", latest, METH_VARARGS, "latest(root, timeout) -> path or None" },
+    { "publish", publish, METH_VARARGS, "publish(root, name, save_id, world_size)" },
     { "dtype_bits", dtype_bits, METH_VARARGS, "dtype_bits(name) -> bits of an element; 0: not a dtype" },
     { "version", version, METH_NOARGS, "version() -> that of the library" },
     { NULL, NULL, 0, NULL },

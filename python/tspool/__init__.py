@@ -28,7 +28,7 @@ from tspool._errors import (
 from tspool._leaves import Tensor
 from tspool._load import load
 from tspool._save import Save, SaveResult
-from tspool._spool import CloseReport, OpenReport, Spool
+from tspool._spool import CloseReport, OpenReport, Spool, publish
 from tspool._tspool import version as _version
 
 __version__ = _version()
@@ -60,5 +60,6 @@ __all__ = [
     "WaitTimeout",
     "latest",
     "load",
+    "publish",
     "verify",
 ]

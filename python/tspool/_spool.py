@@ -44,6 +44,12 @@ def _ns(seconds: float | None) -> int:
     return 0 if seconds is None else max(1, int(seconds * 1e9))
 
 
+def publish(root: str | os.PathLike[str], name: str, save_id: bytes, world_size: int) -> None:
+    """Makes one checkpoint of what `world_size` ranks saved as `name` under `save_id`, once all parts are durable. By anyone,
+    any number of times; it goes on from what stands on disk."""
+    _tspool.publish(os.fsencode(root), name, save_id, world_size)
+
+
 @dataclass(frozen=True)
 class CloseReport:
     """How a spool was closed."""

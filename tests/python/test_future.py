@@ -250,6 +250,24 @@ def test_a_spool_that_is_dropped_says_so_and_finishes(root):
     assert tspool.latest(root) == str(root / "dropped")
 
 
+def test_ranks_save_parts_and_anyone_publishes_them(root):
+    spools = [tspool.Spool(root, 64 << 20, rank=rank, world_size=2) for rank in range(2)]
+    save_id = spools[0].save_id()
+    for rank, spool in enumerate(spools):
+        save = spool.begin("parts", save_id=save_id)
+        save.add("w", torch.full((2, 3), float(rank)), global_shape=(4, 3), global_offsets=(2 * rank, 0))
+        assert save.submit().wait_durable(60).outcome in ("pending", "durable")
+        if rank == 0:
+            with pytest.raises(tspool.SaveError):
+                tspool.publish(root, "parts", save_id, 2)
+    for spool in spools:
+        spool.close()
+    tspool.publish(root, "parts", save_id, 2)
+    with tspool.Checkpoint(root / "parts") as checkpoint:
+        assert sorted(entry.global_offsets for entry in checkpoint.entries) == [(0, 0), (2, 0)]
+        assert checkpoint.read(1).eq(checkpoint.entries[1].global_offsets[0] / 2).all()
+
+
 def test_declaring_one_by_one(spool, root):
     save = spool.begin("single")
     save.add("w", torch.ones(3))
