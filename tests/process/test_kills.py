@@ -81,6 +81,11 @@ def advance_to(trainer, event, step):
     return seen
 
 
+def assert_reached(seen, event):
+    """With one rank DURABLE and PUBLISHED are told in one breath: whoever looks after the second sees only that."""
+    assert seen["event"] == event or (event, seen["event"]) == ("durable", "published"), seen
+
+
 def finish(trainer, event):
     """The end of the save that `event` was seen of."""
     if event == "planned":
@@ -89,10 +94,10 @@ def finish(trainer, event):
             return trainer.events[-1]
     if event in ("planned", "staged"):
         trainer.tell("finish 2")
-    return trainer.events[-1] if event == "published" else trainer.until()
+    return trainer.events[-1] if trainer.events[-1]["event"] == "published" else trainer.until()
 
 
-SAID = {signal.SIGKILL: re.compile("killed by signal 9"), signal.SIGTERM: re.compile("SIGTERM|exited with status 0|is ending")}
+SAID = {signal.SIGKILL: re.compile("killed by signal 9"), signal.SIGTERM: re.compile("SIGTERM|exited with status 0|is ending|ended before the save was staged")}
 
 
 def assert_replayed(end, cause):
@@ -110,7 +115,7 @@ def test_writer_struck_at_every_event(root, number):
         for event in EVENTS:
             step = account.next_step()
             seen = advance_to(trainer, event, step)
-            assert seen["event"] == event, seen
+            assert_reached(seen, event)
             struck = seen["writer_pid"] or writer
             send(struck, number)
             end = finish(trainer, event)
@@ -133,7 +138,7 @@ def test_trainer_struck_at_every_event(root, number):
             trainer.open()
             step = account.next_step()
             seen = advance_to(trainer, event, step)
-            assert seen["event"] == event, seen
+            assert_reached(seen, event)
             send(trainer.pid, number)
             trainer.rest()
             assert trainer.status() == -number
@@ -150,7 +155,7 @@ def test_both_killed_at_every_event(root):
         with Trainer(root) as trainer:
             writer = trainer.open()
             seen = advance_to(trainer, event, account.next_step())
-            assert seen["event"] == event, seen
+            assert_reached(seen, event)
             for pid in (writer, trainer.pid) if turn % 2 else (trainer.pid, writer):
                 send(pid, signal.SIGKILL)
             trainer.rest()
@@ -169,7 +174,7 @@ def test_stopped_and_continued_at_every_event(root, who):
         for event in EVENTS:
             step = account.next_step()
             seen = advance_to(trainer, event, step)
-            assert seen["event"] == event, seen
+            assert_reached(seen, event)
             if stop(writer if who == "writer" else trainer.pid):
                 time.sleep(0.3 if who == "trainer" else 0.02)
                 send(writer if who == "writer" else trainer.pid, signal.SIGCONT)
@@ -188,7 +193,7 @@ def test_stopped_writer_is_taken_for_hung(root):
         for event in ("planned", "staged", "written"):
             step = account.next_step()
             seen = advance_to(trainer, event, step)
-            assert seen["event"] == event, seen
+            assert_reached(seen, event)
             stop(seen["writer_pid"] or writer)
             end = finish(trainer, event)
             assert_replayed(end, re.compile("silent for 150 ms"))

@@ -410,13 +410,17 @@ def a_part_lock_is_held_until_the_next_save_after_the_publish(root):
 @test
 def a_publisher_killed_at_random_moments_is_followed_by_one_that_succeeds(root):
     dice, cut = random.Random(20), 0
-    for round_number in range(12):
+    save_all(root, range(2), "replace", world=2, name="step-0")
+    begun = time.monotonic()
+    done(publish(root, "--save-id", ID, "--world-size", "2", name="step-0"))
+    duration = time.monotonic() - begun
+    for round_number in range(1, 12):
         name = f"step-{round_number}"
         save_all(root, range(2), "replace", world=2, name=name)
         for _ in range(6):
             process = subprocess.Popen([TSPOOL, "publish", "--save-id", ID, "--world-size", "2", f"{root}/{name}"],
                                        stderr=subprocess.DEVNULL)
-            time.sleep(dice.random() * 0.012)
+            time.sleep(dice.random() * duration)
             process.kill()
             cut += process.wait(TIMEOUT) < 0
             if name in published(root):
@@ -424,7 +428,7 @@ def a_publisher_killed_at_random_moments_is_followed_by_one_that_succeeds(root):
         done(publish(root, "--save-id", ID, "--world-size", "2", name=name))
         is_whole(f"{root}/{name}", 2)
     assert not glob.glob(f"{root}/.*"), os.listdir(root)
-    assert cut >= 6, f"only {cut} were killed before they were done"
+    assert cut >= 3, f"only {cut} were killed before they were done"
 
 
 # Mistakes ----------------------------------------------------------------------------------------------------------------

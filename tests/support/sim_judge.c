@@ -483,6 +483,15 @@ static void all_well_check(struct sim_pair *pair)
     foreign_check(pair);
 }
 
+/* One that waits for another attempt yields to a later one of its name, which would replace it at once. */
+static bool has_yielded(const struct sim_pair *pair, const struct pair_save *save)
+{
+    for (unsigned i = 0; i < pair->story.save_count; i++)
+        if (&pair->saves[i] != save && pair->saves[i].submitted && pair->saves[i].story->name == save->story->name)
+            return save->outcome == TSPOOL_OUTCOME_FAILED && strstr(save->message, "a later save of the same name");
+    return false;
+}
+
 /* Four deaths in a row are survived; a hang takes a heartbeat, which a deadline may not leave. */
 static bool must_survive(const struct sim_pair *pair, const struct pair_save *save)
 {
@@ -501,7 +510,8 @@ static void replays_check(struct sim_pair *pair)
         || story_has_other_than(&pair->story, HARMLESS | DEATHS))
         return;
     for (unsigned i = 0; i < pair->story.save_count; i++)
-        if (must_survive(pair, &pair->saves[i]) && pair->saves[i].outcome != TSPOOL_OUTCOME_PUBLISHED)
+        if (must_survive(pair, &pair->saves[i]) && !has_yielded(pair, &pair->saves[i])
+            && pair->saves[i].outcome != TSPOOL_OUTCOME_PUBLISHED)
             pair_broken(pair, REPLAYED, "save %u ended as %d: %s", i, pair->saves[i].outcome, pair->saves[i].message);
     foreign_check(pair);
 }

@@ -134,7 +134,7 @@ static int tensors_add(struct tspool_failure *failure)
 {
     const uint64_t shape[] = { settings.bytes / sizeof(uint64_t) };
     struct tspool_tensor tensor = TSPOOL_TENSOR_INIT;
-    char name[16];
+    char name[24];
     int error = 0;
 
     tensor.name = name;
