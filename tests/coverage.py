@@ -5,7 +5,9 @@ usage: coverage.py BUILD_FOLDER [--list ROOM]        with --list: each branch of
 What is counted: gcov's branches, both ways of each condition, as gcovr adds them up, without
   - those that the compiler made and no condition in the source stands for (--exclude-unreachable-branches: no code on the line;
     --exclude-throw-branches: none in C, stated for completeness);
-  - lines that begin with assert( : the way out of an assertion is a bug's, and no test may take it.
+  - lines that begin with assert( : the way out of an assertion is a bug's, and no test may take it;
+  - the engine with planted bugs (tests/mutants), built in the same folder: no test of these suites runs it, and in the engine
+    that they run MUTANT(NAME) is a constant, no branch.
 Processes that end normally write their counters, the writer too; those that the tests kill do not: the figure is a
 lower bound.
 """
@@ -18,7 +20,8 @@ import sys
 ROOMS = ["format", "wire", "write", "save", "read"]
 TARGET = 90.0
 OPTIONS = ["--exclude-throw-branches", "--exclude-unreachable-branches", "--exclude-lines-by-pattern", r"^\s*assert\(.*",
-           "--gcov-ignore-errors=no_working_dir_found", "--merge-mode-functions=separate"]
+           "--gcov-ignore-errors=no_working_dir_found", "--merge-mode-functions=separate",
+           "--exclude-directory", r".*/tests/mutants/.*"]
 
 
 def files_measured(source, build):
