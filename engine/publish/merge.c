@@ -66,6 +66,15 @@ static int metadata_add(const struct publication *publication, struct manifest *
     return 0;
 }
 
+/* A part without aliases, say, has no list of them: memcpy wants a pointer even for nothing. */
+static void list_append(void *items, size_t *count, const void *more, size_t more_count, size_t size)
+{
+    if (more_count == 0)
+        return;
+    memcpy((char *)items + *count * size, more, more_count * size);
+    *count += more_count;
+}
+
 static int part_add(const struct publication *publication, struct manifest *whole, uint32_t rank)
 {
     const struct manifest *part = &publication->parts[rank];
@@ -73,16 +82,11 @@ static int part_add(const struct publication *publication, struct manifest *whol
 
     for (size_t i = 0; i < part->metadata_count && error == 0; i++)
         error = metadata_add(publication, whole, &part->metadata[i], rank);
-    memcpy(whole->files + whole->file_count, part->files, part->file_count * sizeof(*part->files));
-    memcpy(whole->digests + whole->digests_count, part->digests, part->digests_count * sizeof(*part->digests));
-    memcpy(whole->objects + whole->object_count, part->objects, part->object_count * sizeof(*part->objects));
-    memcpy(whole->aliases + whole->alias_count, part->aliases, part->alias_count * sizeof(*part->aliases));
-    memcpy(whole->shapes + whole->shape_count, part->shapes, part->shape_count * sizeof(*part->shapes));
-    whole->file_count += part->file_count;
-    whole->digests_count += part->digests_count;
-    whole->object_count += part->object_count;
-    whole->alias_count += part->alias_count;
-    whole->shape_count += part->shape_count;
+    list_append(whole->files, &whole->file_count, part->files, part->file_count, sizeof(*part->files));
+    list_append(whole->digests, &whole->digests_count, part->digests, part->digests_count, sizeof(*part->digests));
+    list_append(whole->objects, &whole->object_count, part->objects, part->object_count, sizeof(*part->objects));
+    list_append(whole->aliases, &whole->alias_count, part->aliases, part->alias_count, sizeof(*part->aliases));
+    list_append(whole->shapes, &whole->shape_count, part->shapes, part->shape_count, sizeof(*part->shapes));
     if (part->sequence > whole->sequence) {
         whole->sequence = part->sequence;
         whole->time_seconds = part->time_seconds;

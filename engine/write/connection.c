@@ -141,7 +141,7 @@ static void first_drop(struct connection *connection)
     connection->first = first->next;
     if (!connection->first)
         connection->last = NULL;
-    if (first == &connection->spare.outgoing)
+    if (first == (struct outgoing *)connection->spare)
         connection->spare_is_queued = false;
     else
         free(first);
@@ -166,7 +166,7 @@ static struct outgoing *outgoing_take(struct connection *connection, size_t size
     if (outgoing || connection->spare_is_queued)
         return outgoing;
     connection->spare_is_queued = true;
-    return &connection->spare.outgoing;
+    return (struct outgoing *)connection->spare;
 }
 
 void connection_send(struct writer *writer, const struct message *message)

@@ -20,7 +20,7 @@ struct connection {
     uint8_t received[sizeof(struct message) + 1]; /* one more than any message: a longer one shows */
     struct outgoing *first, *last;                /* the first is in flight while `sending` */
     /* For an answer that no memory was left for: most likely it says just that. Free unless it is queued. */
-    union { struct outgoing outgoing; uint8_t room[sizeof(struct outgoing) + sizeof(struct message)]; } spare;
+    _Alignas(struct outgoing) uint8_t spare[sizeof(struct outgoing) + sizeof(struct message)];
     bool spare_is_queued;
     bool receiving, sending;
     bool draining;   /* only what is queued is received */

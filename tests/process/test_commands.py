@@ -22,6 +22,8 @@ ONLY = sys.argv[3:]
 TIMEOUT = 60
 TESTS = []
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would every command here
+
 
 def test(function):
     TESTS.append(function)

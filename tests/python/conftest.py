@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ import pytest
 import tspool
 
 ARENA = 64 << 20
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would every trainer here
 
 
 @pytest.fixture

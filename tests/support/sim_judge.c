@@ -69,7 +69,7 @@ static struct digest tree_at(const struct sim_disk *disk, unsigned name, uint32_
     uint32_t root;
 
     *inode = 0;
-    if (sim_disk_find(disk, SIM_ROOT, PAIR_ROOT + 1, &root) || sim_disk_find(disk, root, story_names[name], inode)) {
+    if (sim_disk_find(disk, SIM_ROOT, &PAIR_ROOT[1], &root) || sim_disk_find(disk, root, story_names[name], inode)) {
         *inode = 0;
         return none;
     }
@@ -446,7 +446,7 @@ static void stray_check(struct sim_pair *pair, const char *rule)
     struct io_list list = { NULL, 0 };
     uint32_t root;
 
-    if (sim_disk_find(disk, SIM_ROOT, PAIR_ROOT + 1, &root) || sim_disk_list(disk, root, &list))
+    if (sim_disk_find(disk, SIM_ROOT, &PAIR_ROOT[1], &root) || sim_disk_list(disk, root, &list))
         abort();
     for (size_t i = 0; i < list.count; i++)
         if (list.names[i][0] == '.')
@@ -539,7 +539,7 @@ static void foreign_search(struct sim_pair *pair)
     const struct sim_entries *names;
     uint32_t root, file;
 
-    if (sim_disk_find(disk, SIM_ROOT, PAIR_ROOT + 1, &root))
+    if (sim_disk_find(disk, SIM_ROOT, &PAIR_ROOT[1], &root))
         abort();
     names = &disk->inodes[root].names_now;
     for (size_t i = 0; i < names->count; i++)
