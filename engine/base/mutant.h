@@ -64,6 +64,8 @@
     X(collect, TAKEN_DOWN_UNSEEN, "what came under a name meanwhile is deleted for what was there") \
     X(collect, LIVING_ATTEMPT_COLLECTED, "an attempt that began anew is deleted for the dead one") \
     X(collect, FOREIGN_FILES_COLLECTED, "files of others are deleted with a checkpoint") \
+    X(stream, STREAM_SHORT_WRITE_TAKEN_FOR_WHOLE, "a stream takes a short write for a whole one") \
+    X(stream, STREAM_SHORT_WRITE_GOES_ON_ELSEWHERE, "a stream writes what a short write left at the wrong place") \
     X(header_parse, HEADER_LENGTH_UNCHECKED, "the header's length is not checked against the file") \
     X(damage, MANIFEST_DIGEST_NOT_COMPARED, "the manifest's digest of itself is not compared") \
     X(damage, HEADER_DIGEST_NOT_COMPARED, "the header's digest is not compared") \

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fnmatch.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -135,6 +136,28 @@ bool gone_name_parse(const char *gone, char *hidden)
         return false;
     strcpy(hidden, copy);
     return true;
+}
+
+#define STREAMED_MARK ".tspool-"
+#define STREAMED_HEX 16
+
+void streamed_partial_make(const char *name, const uint8_t random[8], char *out)
+{
+    char hex[STREAMED_HEX + 1];
+
+    for (int i = 0; i < STREAMED_HEX / 2; i++)
+        snprintf(hex + 2 * i, 3, "%02x", random[i]);
+    snprintf(out, NAME_MAX + 1, ".%s" STREAMED_MARK "%s" PARTIAL_SUFFIX, name, hex);
+}
+
+bool streamed_partial_is_of(const char *partial, const char *name)
+{
+    size_t size = strlen(name);
+    const char *hex = partial + 1 + size + strlen(STREAMED_MARK);
+
+    return strlen(partial) == 1 + size + strlen(STREAMED_MARK) + STREAMED_HEX + strlen(PARTIAL_SUFFIX) && partial[0] == '.' &&
+           memcmp(partial + 1, name, size) == 0 && memcmp(partial + 1 + size, STREAMED_MARK, strlen(STREAMED_MARK)) == 0 &&
+           strspn(hex, "0123456789abcdef") == STREAMED_HEX && strcmp(hex + STREAMED_HEX, PARTIAL_SUFFIX) == 0;
 }
 
 void shard_name_make(bool sharded, uint32_t rank, uint32_t number, uint32_t count, char out[SHARD_FILE_NAME_MAX + 1])

@@ -32,6 +32,12 @@ bool hidden_name_parse(const char *hidden, char *name, uint8_t save_id[16]);
 void gone_name_make(const char *hidden, char *out);          /* `out` holds GONE_NAME_MAX + 1 */
 bool gone_name_parse(const char *gone, char *hidden);        /* `hidden` holds HIDDEN_NAME_MAX + 1 */
 
+/* ".<name>.tspool-<16 hex digits>.partial": a streamed file before it has its name (stream/). `name` is one component of at most
+ * STREAMED_NAME_MAX bytes, of any kind that the file system takes; `out` holds 256. */
+#define STREAMED_NAME_MAX 222
+void streamed_partial_make(const char *name, const uint8_t random[8], char *out);
+bool streamed_partial_is_of(const char *partial, const char *name);
+
 /* Shard files: whole state dicts of one rank "model.safetensors" or "model-00001-of-00004.safetensors"; sharded across
  * ranks "shard-00001-model-00001-of-00001.safetensors" (as HuggingFaceStorageWriter of PyTorch 2.13 names them).
  * number counts from 1. */

@@ -1,5 +1,5 @@
 /* tspool/tspool.h - the whole API. See spool.h (open, reserve, close), save.h (saving),
- * publish.h (several ranks), checkpoint.h (reading). */
+ * publish.h (several ranks), checkpoint.h (reading), stream.h (one file of any format). */
 #ifndef TSPOOL_TSPOOL_H
 #define TSPOOL_TSPOOL_H
 
@@ -8,6 +8,7 @@
 #include <tspool/publish.h>
 #include <tspool/save.h>
 #include <tspool/spool.h>
+#include <tspool/stream.h>
 #include <tspool/tensor.h>
 #include <tspool/version.h>
 
