@@ -76,7 +76,7 @@ typedef struct {
 } SpoolObject;
 
 extern PyTypeObject *spool_type;
-PyTypeObject *spool_type_create(void), *save_type_create(void), *checkpoint_type_create(void), *memory_type_create(void);
+PyTypeObject *spool_type_create(void), *save_type_create(void), *checkpoint_type_create(void), *memory_type_create(void), *stream_type_create(void);
 /* save.c: takes a last look at each save of a spool that is about to close, and lets go of what was pinned after it. */
 void saves_look(SpoolObject *spool);
 void saves_unpin(SpoolObject *spool);

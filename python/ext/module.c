@@ -150,7 +150,7 @@ PyMODINIT_FUNC PyInit__tspool(void)
 
     if (module && (type_add(module, "Spool", spool_type_create()) < 0 || type_add(module, "Save", save_type_create()) < 0 ||
                    type_add(module, "Checkpoint", checkpoint_type_create()) < 0 ||
-                   type_add(module, "Memory", memory_type_create()) < 0))
+                   type_add(module, "Memory", memory_type_create()) < 0 || type_add(module, "Stream", stream_type_create()) < 0))
         Py_CLEAR(module);
     return module;
 }

@@ -21,6 +21,7 @@ from tspool._errors import (
     NotFoundError,
     SaveError,
     SpoolError,
+    StreamError,
     UnknownOutcomeError,
     UnsupportedError,
     WaitTimeout,
@@ -29,6 +30,7 @@ from tspool._leaves import Tensor
 from tspool._load import load
 from tspool._save import Save, SaveResult
 from tspool._spool import CloseReport, OpenReport, Spool, publish
+from tspool._stream import Stream, open
 from tspool._tspool import version as _version
 
 __version__ = _version()
@@ -53,6 +55,8 @@ __all__ = [
     "SaveResult",
     "Spool",
     "SpoolError",
+    "Stream",
+    "StreamError",
     "Tensor",
     "UnknownOutcomeError",
     "UnsupportedError",
@@ -60,6 +64,7 @@ __all__ = [
     "WaitTimeout",
     "latest",
     "load",
+    "open",
     "publish",
     "verify",
 ]

@@ -5,6 +5,7 @@ Error
 |-- SaveError                a save was refused or failed; nothing of it is left, older checkpoints stand
 |   |-- UnsupportedError     something in the state dict cannot be stored (also a TypeError)
 |   |-- EarlierSaveError     an earlier save failed and nobody had looked: told once, by the next save
+|   |-- StreamError          a file that tspool.open wrote (also an OSError; FileNotFoundError, ... where that is what it is)
 |   `-- UnknownOutcomeError  an error struck after the rename began: open the checkpoint to find out
 |-- LoadError                a checkpoint cannot be read
 |   |-- NotFoundError        no such checkpoint, tensor or object (also a FileNotFoundError)
@@ -80,6 +81,42 @@ class UnknownOutcomeError(SaveError):
     """The checkpoint may or may not stand: an error struck after its rename began. Nothing was removed."""
 
 
+class StreamError(SaveError, OSError):  # type: ignore[misc]
+    """A file that is written through tspool.open. Unless the message says otherwise, what had its name stands as it was."""
+
+    def __init__(self, message: str = "", **fields: object) -> None:
+        Error.__init__(self, message, **fields)  # type: ignore[arg-type]
+        self.filename = self.path or None
+        self.strerror = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class _StreamNotFound(StreamError, FileNotFoundError):  # type: ignore[misc]
+    pass
+
+
+class _StreamExists(StreamError, FileExistsError):  # type: ignore[misc]
+    pass
+
+
+class _StreamPermission(StreamError, PermissionError):  # type: ignore[misc]
+    pass
+
+
+class _StreamIsADirectory(StreamError, IsADirectoryError):  # type: ignore[misc]
+    pass
+
+
+_STREAM_KINDS: dict[int, type[StreamError]] = {
+    _errno.ENOENT: _StreamNotFound,
+    _errno.EEXIST: _StreamExists,
+    _errno.EACCES: _StreamPermission,
+    _errno.EISDIR: _StreamIsADirectory,
+}
+
+
 class LoadError(Error):
     """A checkpoint could not be read."""
 
@@ -123,6 +160,8 @@ _KINDS: dict[str, type[Error]] = {"open": SpoolError, "closed": SpoolError, "sav
 
 
 def _class_of(kind: str, error: int) -> type[Error]:
+    if kind == "stream":
+        return _STREAM_KINDS.get(error, StreamError)
     if kind == "save" and error == _errno.ESTALE:
         return UnknownOutcomeError
     if kind == "load" and error == _errno.EBADMSG:
