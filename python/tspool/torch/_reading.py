@@ -56,12 +56,17 @@ class _OnDisk:
         self._fd = fd
 
     def at(self, offset: int, size: int) -> bytes:
+        content = self.there(offset, size)
+        if len(content) != size:
+            raise EOFError(f"the file ends at {offset + len(content)}, {size - len(content)} bytes too early")
+        return content
+
+    def there(self, offset: int, size: int) -> bytes:
+        """Fewer where the file ends."""
         content = os.pread(self._fd, size, offset)
-        if len(content) == size:
-            return content
-        buffer = bytearray(size)  # short: more of it, or an error
-        _bytes.read_into(self._fd, memoryview(buffer), offset)
-        return bytes(buffer)
+        while len(content) < size and (more := os.pread(self._fd, size - len(content), offset + len(content))):
+            content += more
+        return content
 
     def into(self, view: memoryview, offset: int, summed: bool) -> int:
         return _bytes.read_into(self._fd, view, offset, summed)
@@ -82,7 +87,7 @@ class _InMemory:
     def _slice(self, offset: int, size: int) -> memoryview:
         first = offset - self._start
         if not 0 <= first <= first + size <= len(self._content):
-            raise ValueError(f"{size} bytes at {offset} are not where they should be")
+            raise ValueError(f"{size} bytes at {offset} are not there")
         return self._content[first : first + size]
 
 
@@ -215,7 +220,7 @@ def _read_batch(source: _OnDisk, wanted: Wanted) -> list[list[bytes | None]]:
     first, last = wanted[0][0], wanted[-1][0]
     with _named(first):
         if len(wanted) > 1:
-            content = _InMemory(source.at(first.offset, last.offset + last.size - first.offset), first.offset)
+            content = _InMemory(source.there(first.offset, last.offset + last.size - first.offset), first.offset)
     results = []
     for piece, targets in wanted:
         with _named(piece), torch.no_grad():
