@@ -31,7 +31,7 @@ from torch.futures import Future
 import tspool
 from tspool.torch import _archive, _items
 from tspool.torch._crew import Crew
-from tspool.torch._parts import Parts, listed, make_folder, remove
+from tspool.torch._parts import Parts, listed, make_folder, remove, unfinished
 from tspool.torch._reading import Bytes, Piece, read
 
 Job = tuple[Path, str, list[WriteItem]]
@@ -212,6 +212,7 @@ class FileSystemWriter(stock.FileSystemWriter):
         self._begun().keep()
         superseded = before - {info.relative_path for info in metadata.storage_data.values()}
         remove(folder / name for name in superseded if Path(name).name == name)
+        remove(unfinished(folder, None if self.use_collectives else self.rank))
 
 
 # helpers ------------------------------------------------------------------------------------------------------------------------

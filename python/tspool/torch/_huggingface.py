@@ -37,7 +37,7 @@ from tspool.torch._archive import Found, Layout
 from tspool.torch._bytes import contiguous_stride
 from tspool.torch._consolidate import consolidate
 from tspool.torch._filesystem import FileSystemReader, FileSystemWriter, is_path, refuse_url
-from tspool.torch._parts import listed_by_index, remove, sync_folder
+from tspool.torch._parts import listed_by_index, remove, sync_folder, unfinished
 from tspool.torch._reading import Piece, read
 
 _SHARD = re.compile(r"shard-\d{5,}-model-\d{5,}-of-\d{5,}\.safetensors")
@@ -132,6 +132,8 @@ class HuggingFaceStorageWriter(stock.HuggingFaceStorageWriter, FileSystemWriter)
         old = self._superseded() - names
         self._give_names(names)
         self._begun().keep()
+        if self.use_collectives or self.rank is None:
+            remove(unfinished(Path(self.path), None))
         if self.save_distributed:
             remove(Path(self.path) / name for name in old)
             if self.enable_consolidation:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -68,6 +69,18 @@ def remove(paths: Iterable[Path]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):
             sync_folder(folder)
+
+
+_UNFINISHED = re.compile(
+    r"\.(?:__(?P<rank>\d+)(?:_\d+(?:\.\d+)?\.distcp|\.metadata)|\.metadata|(?:shard-\d+-)?model-\d+-of-\d+\.safetensors)"
+    r"(?:\.staged|\.tspool-[0-9a-f]{16}\.partial)+"
+)
+
+
+def unfinished(folder: Path, rank: int | None) -> list[Path]:
+    """What killed saves left under hidden names. To be asked for when no rank (or with `rank`, not that one) is writing."""
+    found = [(path, _UNFINISHED.fullmatch(path.name)) for path in folder.iterdir() if path.name.startswith(".")]
+    return [path for path, match in found if match and rank in (None, int(match["rank"] or -1))]
 
 
 class Parts:
