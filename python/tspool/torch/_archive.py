@@ -27,6 +27,7 @@ _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 _DESCRIPTOR, _DESCRIPTOR64 = struct.Struct("<4s3I"), struct.Struct("<4sI2Q")
+_CHECKSUM = struct.Struct("<I")
 _WIDE = 0xFFFFFFFF  # "look in the zip64 field", and the first size that must
 _DESCRIBED, _UTF8 = 0x08, 0x800  # checksum and sizes follow the bytes; names are UTF-8
 _ROOT = b"archive/"
@@ -42,14 +43,21 @@ class Layout(NamedTuple):
     storage_bytes: int
 
 
+ReadAt = Callable[[int, int], bytes]  # (offset in the archive, size)
+
+
 # writing ------------------------------------------------------------------------------------------------------------------------
 
 
-class Frame(NamedTuple):
-    """What stands before and after the bytes of one tensor."""
+class Form(NamedTuple):
+    """What torch can be told about its archives."""
 
-    head: bytes
-    tail: Callable[[int], bytes]  # of the checksum of the bytes
+    alignment: int
+    checked: bool
+
+
+def form() -> Form:
+    return Form(config.save.storage_alignment, bool(get_crc32_options()))
 
 
 class _Storage(NamedTuple):
@@ -132,62 +140,97 @@ def _end(count: int, directory_offset: int, directory_size: int) -> bytes:
 class _Archive:
     """Records one after the other; where they lie follows from their sizes."""
 
-    def __init__(self, alignment: int, checked: bool) -> None:
-        self.alignment, self.checked = alignment, checked
+    def __init__(self, form: Form) -> None:
+        self.form = form
+        self.content = bytearray()  # without the bytes of what was begun and is no content here
         self.size = 0
         self.entries: list[tuple[_Record, int]] = []
 
-    def begin(self, name: bytes, size: int) -> tuple[_Record, bytes]:
+    def begin(self, name: bytes, size: int) -> _Record:
         record = _Record(_ROOT + name, size, self.size)
-        header = _local_header(record, self.alignment)
-        self.size += len(header) + size
-        return record, header
+        self._add(_local_header(record, self.form.alignment))
+        self.size += size
+        return record
 
-    def end(self, record: _Record, checksum: int) -> bytes:
-        descriptor = _descriptor(record.size, checksum)
-        self.size += len(descriptor)
+    def end(self, record: _Record, checksum: int) -> None:
+        self._add(_descriptor(record.size, checksum))
         self.entries.append((record, checksum))
-        return descriptor
 
-    def put(self, name: bytes, content: bytes) -> bytes:
-        record, header = self.begin(name, len(content))
-        return header + content + self.end(record, zlib.crc32(content) if self.checked else 0)
+    def put(self, name: bytes, content: bytes) -> None:
+        record = self.begin(name, len(content))
+        self.content += content
+        self.end(record, self.checksum(content))
 
-    def close(self) -> bytes:
-        directory = b"".join(_central_entry(record, checksum) for record, checksum in self.entries)
-        return directory + _end(len(self.entries), self.size, len(directory))
+    def checksum(self, content: bytes) -> int:
+        return zlib.crc32(content) if self.form.checked else 0
+
+    def close(self) -> dict[_Record, int]:
+        """Where in `content` each record's entry of the directory is."""
+        places, offset = {}, self.size
+        for record, checksum in self.entries:
+            places[record] = len(self.content)
+            self._add(_central_entry(record, checksum))
+        self._add(_end(len(self.entries), offset, self.size - offset))
+        return places
+
+    def _add(self, content: bytes) -> None:
+        self.content += content
+        self.size += len(content)
 
 
-def _tail(front: _Archive, data: _Record, identity: int, checksum: int) -> bytes:
-    archive = _Archive(front.alignment, front.checked)
-    archive.size, archive.entries = front.size, list(front.entries)
-    return b"".join((
-        archive.end(data, checksum),
-        archive.put(b"version", b"3\n"),
-        archive.put(b".data/serialization_id", b"%020d%020d" % (identity, checksum)),
-        archive.close(),
-    ))
+class Frame:
+    """What stands before and after the bytes of one tensor. The tail is made once, and the checksum put into it."""
+
+    def __init__(self, layout: Layout, form: Form) -> None:
+        described = _pickled(layout)
+        archive = _Archive(form)
+        archive.put(b"data.pkl", described)
+        archive.put(b".format_version", b"1")
+        archive.put(b".storage_alignment", b"%d" % form.alignment)
+        archive.put(b"byteorder", b"little")
+        data = archive.begin(b"data/0", layout.storage_bytes)
+        self.head = bytes(archive.content)
+        archive.content.clear()
+        archive.end(data, 0)
+        archive.put(b"version", b"3\n")
+        identity = archive.begin(b".data/serialization_id", 40)
+        self._digits = len(archive.content)
+        archive.content += bytes(40)
+        archive.end(identity, 0)
+        entries = archive.close()
+        self._tail = bytes(archive.content)  # every checksum of the bytes and of the identity is zero
+        self._identity = zlib.crc32(described)
+        self._data_checksums = [entries[data] + 16] + ([4] if data.size else [])
+        self._identity_checksums = [entries[identity] + 16, self._digits + 44]
+        self.checked = form.checked
+
+    def tail(self, checksum: int) -> bytes:
+        """Of the bytes' checksum, which says by the way what the archive calls its identity."""
+        tail = bytearray(self._tail)
+        digits = b"%020d%020d" % (self._identity, checksum)
+        tail[self._digits : self._digits + 40] = digits
+        if self.checked:
+            for place in self._data_checksums:
+                _CHECKSUM.pack_into(tail, place, checksum)
+            for place in self._identity_checksums:
+                _CHECKSUM.pack_into(tail, place, zlib.crc32(digits))
+        return bytes(tail)
+
+    def read(self, read_at: ReadAt, archive_bytes: int) -> int | None:
+        """The checksum of the bytes in an archive that is like this one in all but bytes and identity, else None."""
+        if read_at(0, len(self.head)) != self.head:
+            return None
+        tail = bytearray(read_at(archive_bytes - len(self._tail), len(self._tail)))
+        checksums = {_CHECKSUM.unpack_from(tail, place)[0] for place in self._data_checksums}
+        tail[self._digits : self._digits + 40] = bytes(40)
+        for place in self._data_checksums + self._identity_checksums:
+            _CHECKSUM.pack_into(tail, place, 0)
+        return checksums.pop() if tail == self._tail and len(checksums) == 1 else None
 
 
 @functools.lru_cache(maxsize=4096)
-def _frame(layout: Layout, alignment: int, checked: bool) -> Frame:
-    described = _pickled(layout)
-    archive = _Archive(alignment, checked)
-    head = archive.put(b"data.pkl", described)
-    head += archive.put(b".format_version", b"1")
-    head += archive.put(b".storage_alignment", b"%d" % alignment)
-    head += archive.put(b"byteorder", b"little")
-    data, header = archive.begin(b"data/0", layout.storage_bytes)
-    return Frame(head + header, functools.partial(_tail, archive, data, zlib.crc32(described)))
-
-
-def is_checked() -> bool:
-    """Whether torch was told to have checksums in its archives, as it does by itself."""
-    return bool(get_crc32_options())
-
-
-def frame(layout: Layout) -> Frame:
-    return _frame(layout, config.save.storage_alignment, is_checked())
+def frame(layout: Layout, form: Form) -> Frame:
+    return Frame(layout, form)
 
 
 # reading ------------------------------------------------------------------------------------------------------------------------
@@ -207,15 +250,30 @@ class _Entry(NamedTuple):
     header_offset: int
 
 
-ReadAt = Callable[[int, int], bytes]  # (offset in the archive, size)
+_frames: dict[int, tuple[Frame, Found]] = {}  # by size of the archive: the last one that torch writes so today, and its place
+_MOST_FRAMES = 4096
 
 
 def find(read_at: ReadAt, archive_bytes: int) -> Found | None:
     """The one plain tensor that the archive holds, or None when it holds something else, or is none."""
+    known, found = _frames.get(archive_bytes, (None, None))
     try:
-        return _find(read_at, archive_bytes)
+        if known and found and (checksum := known.read(read_at, archive_bytes)) is not None:
+            return found._replace(checksum=checksum if known.checked else None)
+        found = _find(read_at, archive_bytes)
+        if found:
+            _remember(read_at, archive_bytes, found)
+        return found
     except (struct.error, KeyError, ValueError, IndexError):
         return None
+
+
+def _remember(read_at: ReadAt, archive_bytes: int, found: Found) -> None:
+    if len(_frames) >= _MOST_FRAMES:
+        _frames.clear()
+    like = frame(found.layout, Form(config.save.storage_alignment, found.checksum is not None))
+    if like.read(read_at, archive_bytes) is not None:
+        _frames[archive_bytes] = like, found
 
 
 def _find(read_at: ReadAt, archive_bytes: int) -> Found | None:

@@ -10,6 +10,7 @@ code is called.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pickle
 import queue
@@ -166,7 +167,7 @@ class FileSystemWriter(stock.FileSystemWriter):
 
     def _write_items(self, planner: SavePlanner, stream: Any, name: str, items: list[WriteItem]) -> Iterator[WriteResult]:
         """Objects first, as torch does."""
-        write = self._write_transformed if self.transforms.extensions else _items.write_item
+        write = self._write_transformed if self.transforms.extensions else functools.partial(_items.write_item, form=_archive.form())
         for item in items:
             if item.type == WriteItemType.BYTE_IO:
                 yield write(stream, planner.resolve_data(item), item, name)

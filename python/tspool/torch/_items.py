@@ -23,31 +23,31 @@ from tspool.torch import _archive, _bytes, _safetensors
 SMALL_BYTES = 64 << 10  # handed over in one piece with its frame
 
 
-def write_item(stream: Any, data: Any, item: WriteItem, name: str) -> WriteResult:
+def write_item(stream: Any, data: Any, item: WriteItem, name: str, form: _archive.Form) -> WriteResult:
     offset = stream.tell()
     if item.type == WriteItemType.BYTE_IO:
         stream.write(data.getbuffer())
     elif _bytes.is_plain(data):
-        _write_plain(stream, data)
+        _write_plain(stream, data, form)
     else:
         torch.save(data, stream)
     length = stream.tell() - offset
     return WriteResult(item.index, length, _StorageInfo(name, offset, length))
 
 
-def _write_plain(stream: Any, tensor: torch.Tensor) -> None:
+def _write_plain(stream: Any, tensor: torch.Tensor, form: _archive.Form) -> None:
     tensor = _dense(tensor)  # held while its bytes are looked at
     layout, content = _laid(tensor)
     try:
-        frame = _archive.frame(layout)
+        frame = _archive.frame(layout, form)
     except KeyError:  # a dtype that torch cannot name either: it says so itself
         torch.save(tensor, stream)
         return
     if len(content) <= SMALL_BYTES:
-        stream.write(b"".join((frame.head, content, frame.tail(_checksum(content)))))
+        stream.write(b"".join((frame.head, content, frame.tail(zlib.crc32(content) if form.checked else 0))))
         return
     stream.write(frame.head)
-    stream.write(frame.tail(_write_summed(stream, content)))
+    stream.write(frame.tail(_write_summed(stream, content) if form.checked else _write_unsummed(stream, content)))
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
@@ -64,21 +64,19 @@ def _laid(tensor: torch.Tensor) -> tuple[_archive.Layout, memoryview]:
     return _archive.Layout(tensor.dtype, shape, tensor.stride(), int(tensor.storage_offset()), size), _bytes.storage_of(tensor)
 
 
-def _checksum(content: memoryview) -> int:
-    return zlib.crc32(content) if _archive.is_checked() else 0
-
-
 def _write_summed(stream: Any, content: memoryview) -> int:
     """Piece by piece, so that what is summed is copied from the processor's cache."""
-    if not _archive.is_checked():
-        stream.write(content)
-        return 0
     checksum = 0
     for start in range(0, len(content), _bytes.CHUNK_BYTES):
         piece = content[start : start + _bytes.CHUNK_BYTES]
         checksum = zlib.crc32(piece, checksum)
         stream.write(piece)
     return checksum
+
+
+def _write_unsummed(stream: Any, content: memoryview) -> int:
+    stream.write(content)
+    return 0
 
 
 def tensor_of(planner: SavePlanner, item: WriteItem) -> torch.Tensor:

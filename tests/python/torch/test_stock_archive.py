@@ -22,8 +22,9 @@ def saved(thing):
 def written(tensor):
     content = bits(tensor).numpy().tobytes()
     layout = _archive.Layout(tensor.dtype, tuple(tensor.shape), tensor.stride(), 0, len(content))
-    frame = _archive.frame(layout)
-    return frame.head + content + frame.tail(zlib.crc32(content) if _archive.is_checked() else 0)
+    form = _archive.form()
+    frame = _archive.frame(layout, form)
+    return frame.head + content + frame.tail(zlib.crc32(content) if form.checked else 0)
 
 
 def found(archive):
@@ -80,7 +81,7 @@ def test_a_tensor_of_more_than_4_gib(tmp_path):
     """In a file with a hole, so that neither disk nor memory is needed."""
     elements = (5 << 30) // 2 + 1
     layout = _archive.Layout(torch.int16, (elements,), (1,), 0, elements * 2)
-    frame = _archive.frame(layout)
+    frame = _archive.frame(layout, _archive.form())
     path = tmp_path / "large.pt"
     with path.open("wb") as file:
         file.write(frame.head)
