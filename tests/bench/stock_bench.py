@@ -3,8 +3,9 @@
     python tests/bench/stock_bench.py DIRECTORY [--rounds 5] [--bytes 1.5e9] [--small COUNT] [--threads 1] [--load]
 
 The state is GPT-2's with Adam's, in CPU tensors, cut down to --bytes; --small COUNT: that many tensors of 1 KiB instead. A save's
-clock ends when files and directory are on disk (for torch's the directory is synced after it, within the clock). CPU is that of the
-process with all its threads. A load begins with none of the files in the page cache. The bar is tspool's durable <= 0.6 x torch's.
+clock ends when files and directory are on disk (for torch's the directory is synced after it, within the clock). CPU is that of
+the process with all its threads. A load begins with none of the files in the page cache. The bar is tspool's durable <= 0.6 x
+torch's.
 """
 
 import argparse

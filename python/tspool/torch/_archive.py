@@ -1,9 +1,9 @@
 """The archive that `torch.save` puts around one tensor: written from a template and read without `torch.load`.
 
-It is a zip of stored records: `data.pkl` (a pickle that says dtype, shape and strides), `data/0` (the storage's bytes, aligned), and
-a few small ones. For one dtype, shape and strides all of it is the same but the bytes and their checksum, so head and tail are made
-once and kept; the bytes go from the tensor to the stream. What is read here are those archives only: whatever else a `torch.save`
-may hold gives None, and the caller asks `torch.load`. No pickle that is read here can run code.
+It is a zip of stored records: `data.pkl` (a pickle that says dtype, shape and strides), `data/0` (the storage's bytes, aligned),
+and a few small ones. For one dtype, shape and strides all of it is the same but the bytes and their checksum, so head and tail are
+made once and kept; the bytes go from the tensor to the stream. What is read here are those archives only: whatever else a
+`torch.save` may hold gives None, and the caller asks `torch.load`. No pickle that is read here can run code.
 """
 
 from __future__ import annotations
@@ -391,7 +391,7 @@ def _layout(described: bytes) -> Layout | None:
 
 def _fits(layout: Layout) -> bool:
     """Whether every element lies inside the storage."""
-    if len(layout.shape) != len(layout.stride) or layout.storage_offset < 0 or min((*layout.shape, *layout.stride), default=0) < 0:
+    if len(layout.shape) != len(layout.stride) or min((layout.storage_offset, *layout.shape, *layout.stride)) < 0:
         return False
     last = sum((extent - 1) * step for extent, step in zip(layout.shape, layout.stride))
     return 0 in layout.shape or (layout.storage_offset + last + 1) * layout.dtype.itemsize <= layout.storage_bytes

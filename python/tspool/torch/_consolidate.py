@@ -6,7 +6,6 @@ The shards are those of this save, by name. What stands in their heads is enough
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,8 +32,8 @@ Shards = dict[str, list[_Shard]]
 
 def _shards_in(path: Path) -> Shards:
     head = _safetensors.read(str(path))
-    told = json.loads(head.metadata[hf.CUSTOM_METADATA_KEY])
-    return {name: [_Shard(path, placed, tuple(told[name][hf.SAVED_OFFSETS_KEY]))] for name, placed in head.tensors.items()}
+    told = _safetensors.offsets_in(str(path), head, hf.CUSTOM_METADATA_KEY, hf.SAVED_OFFSETS_KEY)
+    return {name: [_Shard(path, placed, told[name])] for name, placed in head.tensors.items()}
 
 
 def _whole(name: str, shards: Sequence[_Shard]) -> _safetensors.Tensor:

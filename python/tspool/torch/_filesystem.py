@@ -2,13 +2,14 @@
 
 A writer takes part in one save after the other. Its data files go into the checkpoint's folder under names that the folder's
 committed checkpoint does not list, and are on disk before `finish`; `.metadata` comes last and by a rename, so that at any moment
-the folder holds the old checkpoint or the new one, whole. What the old one had is removed after that. Nothing else in the folder is
-touched. Where something is asked for that needs torch's own code (stream extensions, tensor subclasses, another file system), that
-code is called.
+the folder holds the old checkpoint or the new one, whole. What the old one had is removed after that. Nothing else in the folder
+is touched. Where something is asked for that needs torch's own code (stream extensions, tensor subclasses, another file system),
+that code is called.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import os
@@ -27,6 +28,7 @@ from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 import tspool
@@ -36,6 +38,7 @@ from tspool.torch._parts import Parts, listed, make_folder, remove, unfinished
 from tspool.torch._reading import Bytes, Piece, read
 
 Job = tuple[Path, str, list[WriteItem]]
+Loaded = tuple[torch.Tensor, WriteItem]
 
 
 def refuse_url(path: str | os.PathLike[str]) -> None:
@@ -114,6 +117,10 @@ class FileSystemWriter(stock.FileSystemWriter):
     def _is_local(self) -> bool:
         return type(self.fs) is stock.FileSystem
 
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """torch's class copies all but scalar DTensors, which would change under the save."""
+        return {key: _with_scalars_copied(value) for key, value in super().stage(state_dict).items()}
+
     # plan -----------------------------------------------------------------------------------------------------------------------
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -167,7 +174,8 @@ class FileSystemWriter(stock.FileSystemWriter):
 
     def _write_items(self, planner: SavePlanner, stream: Any, name: str, items: list[WriteItem]) -> Iterator[WriteResult]:
         """Objects first, as torch does."""
-        write = self._write_transformed if self.transforms.extensions else functools.partial(_items.write_item, form=_archive.form())
+        plain = functools.partial(_items.write_item, form=_archive.form())
+        write = self._write_transformed if self.transforms.extensions else plain
         for item in items:
             if item.type == WriteItemType.BYTE_IO:
                 yield write(stream, planner.resolve_data(item), item, name)
@@ -186,8 +194,8 @@ class FileSystemWriter(stock.FileSystemWriter):
         for (tensor, item), told in zip(self._loaded(planner, items, range(len(items))), tensors):
             yield _items.write_elements(stream, tensor, told, item, name)
 
-    def _loaded(self, planner: SavePlanner, items: list[WriteItem], ranks: Sequence[int]) -> Iterator[tuple[torch.Tensor, WriteItem]]:
-        """On the CPU. Where torch's class would copy from a device ahead of the writing: by its loader, in the order of `ranks`."""
+    def _loaded(self, planner: SavePlanner, items: list[WriteItem], ranks: Sequence[int]) -> Iterator[Loaded]:
+        """On the CPU. Where torch's class would copy from a device ahead of writing: by its loader, in the order of `ranks`."""
         if not (self.thread_count == 1 and self.per_thread_copy_ahead > 0 and _has_device()):
             for item in items:
                 yield _items.tensor_of(planner, item).cpu(), item
@@ -230,6 +238,14 @@ def _free_name(path: Path, taken: list[set[str]], unknown: bool) -> str:
         number += 1
         name = f"{path.stem}.{number}{path.suffix}"
     return name
+
+
+def _with_scalars_copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_scalars_copied(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_scalars_copied(each) for each in value]
+    return copy.deepcopy(value) if isinstance(value, DTensor) and value.dim() == 0 else value
 
 
 def _has_device() -> bool:

@@ -1,9 +1,9 @@
 """HuggingFaceStorageWriter and HuggingFaceStorageReader: safetensors folders as torch's classes of these names have them.
 
-Here a file's name is its meaning: readers take every `*.safetensors` that they find. So data are written under hidden names, on disk,
-and the coordinator gives them their names in `finish`, when every rank has written; the index comes last, and what an older save
-left under names that this one has not is removed. Until then the folder holds what it held. Several renames are not one: a crash
-between them leaves files of both saves, each whole.
+Here a file's name is its meaning: readers take every `*.safetensors` that they find. So data are written under hidden names, on
+disk, and the coordinator gives them their names in `finish`, when every rank has written; the index comes last, and what an older
+save left under names that this one has not is removed. Until then the folder holds what it held. Several renames are not one: a
+crash between them leaves files of both saves, each whole.
 
 What torch's class spoils is refused before anything is written: objects, dtypes and names that the format or the mapping has not,
 and two ranks that would write one file.
@@ -106,14 +106,13 @@ class HuggingFaceStorageWriter(stock.HuggingFaceStorageWriter, FileSystemWriter)
 
     def _refuse_collision(self, plans: list[SavePlan]) -> None:
         if not self.use_collectives and self.rank and plans[0].items:
-            raise UnsupportedError(f"rank {self.rank} would write the files that rank 0 writes: save_distributed=True gives each its own")
+            raise UnsupportedError(f"rank {self.rank} would write the files of rank 0: save_distributed=True gives each its own")
         writers: dict[int, int] = {}
         for rank, plan in enumerate(plans):
             for index in self._split_by_storage_plan(self.fqn_to_index_mapping, plan.items) if plan.items else ():
                 if writers.setdefault(index, rank) != rank:
-                    raise UnsupportedError(
-                        f"ranks {writers[index]} and {rank} would both write file {index}: save_distributed=True gives each its own"
-                    )
+                    both = f"ranks {writers[index]} and {rank} would both write file {index}"
+                    raise UnsupportedError(f"{both}: save_distributed=True gives each its own")
 
     def _split_by_storage_plan(self, storage_plan: dict[str, int] | None, items: list[WriteItem]) -> dict[int, list[WriteItem]]:
         self._refuse_unmapped(items)
@@ -150,7 +149,7 @@ class HuggingFaceStorageWriter(stock.HuggingFaceStorageWriter, FileSystemWriter)
                 _staged(folder / name).rename(folder / name)
             except FileNotFoundError as error:
                 raise SaveError(
-                    f"{_staged(folder / name)} is not to be seen by the coordinator: every rank must write to the same file system",
+                    f"{_staged(folder / name)} is not here, where the coordinator is: every rank must write to one file system",
                     path=str(folder / name), operation="rename",
                 ) from error  # fmt: skip
         sync_folder(folder)
@@ -206,9 +205,9 @@ class HuggingFaceStorageReader(stock.HuggingFaceStorageReader, FileSystemReader)
 
     def _add_file(self, path: str, tensors: dict[str, TensorStorageMetadata], storage_data: dict[MetadataIndex, Any]) -> None:
         head = self._head(path)
-        told = json.loads(head.metadata.get(hf.CUSTOM_METADATA_KEY) or "null")
+        told = _safetensors.offsets_in(path, head, hf.CUSTOM_METADATA_KEY, hf.SAVED_OFFSETS_KEY)
         for name, placed in head.tensors.items():
-            offsets = torch.Size(told[name][hf.SAVED_OFFSETS_KEY] if told is not None else [0] * len(placed.shape))
+            offsets = torch.Size(told[name])
             shape = torch.Size(placed.shape)
             reach = [offset + extent for offset, extent in zip(offsets, shape)]
             known = tensors.setdefault(name, TensorStorageMetadata(TensorProperties(dtype=placed.dtype), torch.Size(reach), []))

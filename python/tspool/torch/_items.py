@@ -82,7 +82,8 @@ def _write_unsummed(stream: Any, content: memoryview) -> int:
 def tensor_of(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
     tensor = planner.resolve_data(item)
     if not isinstance(tensor, torch.Tensor):
-        raise UnsupportedError(f'"{item.index.fqn}" was planned as a tensor and is a {type(tensor).__name__}', tensor=item.index.fqn)
+        name = item.index.fqn
+        raise UnsupportedError(f'"{name}" was planned as a tensor and is a {type(tensor).__name__}', tensor=name)
     return tensor.detach()
 
 
@@ -93,7 +94,7 @@ def refuse_objects(items: Iterable[WriteItem]) -> None:
     for item in items:
         if item.type == WriteItemType.BYTE_IO:
             raise UnsupportedError(
-                f'"{item.index.fqn}" is no tensor, and safetensors holds nothing else: leave it out, or save with FileSystemWriter',
+                f'"{item.index.fqn}" is no tensor, and safetensors holds nothing else: leave it out, or use FileSystemWriter',
                 tensor=item.index.fqn,
             )
 

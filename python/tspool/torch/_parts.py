@@ -8,6 +8,7 @@ files of a committed checkpoint, are never touched. A forked child has no part i
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pickle
@@ -78,9 +79,21 @@ _UNFINISHED = re.compile(
 
 
 def unfinished(folder: Path, rank: int | None) -> list[Path]:
-    """What killed saves left under hidden names. To be asked for when no rank (or with `rank`, not that one) is writing."""
+    """What killed saves left under hidden names. To be asked for when no rank (or with `rank`, not that one) is writing; a stream
+    that is being written all the same holds a lock on its file."""
     found = [(path, _UNFINISHED.fullmatch(path.name)) for path in folder.iterdir() if path.name.startswith(".")]
-    return [path for path, match in found if match and rank in (None, int(match["rank"] or -1))]
+    return [path for path, match in found if match and rank in (None, int(match["rank"] or -1)) and not _is_locked(path)]
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # gone, or a file system without locks
+    return False
 
 
 class Parts:

@@ -1,4 +1,4 @@
-"""Saved pieces into the tensors that a load planner names: straight into their memory where it is the same, several threads at it.
+"""Saved pieces into the tensors that a load planner names: straight into their memory where it is the same, by several threads.
 
 The planner is only ever called from the thread that called `read_data`. Helpers read, sum and copy. Small pieces that lie side by
 side are read at once. A piece that cannot be read raises with its name and its file.
@@ -122,7 +122,8 @@ def _opened(piece: Piece) -> int:
 
 def _unread(piece: Piece, error: Exception) -> LoadError:
     where = {"tensor": piece.name, "path": piece.path, "file_offset": piece.offset, "cause": str(error)}
-    text = f'"{piece.name}" cannot be read from {piece.path} ({piece.size} bytes at {piece.offset}): {error or type(error).__name__}'
+    text = f'"{piece.name}" cannot be read from {piece.path} ({piece.size} bytes at {piece.offset}): '
+    text += str(error) or type(error).__name__
     if isinstance(error, OSError):
         return LoadError(text, errno=error.errno or 0, operation="read", **where)  # type: ignore[arg-type]
     return DamagedError(text, operation="read", **where)  # type: ignore[arg-type]

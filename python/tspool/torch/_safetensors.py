@@ -99,6 +99,17 @@ def read(path: str) -> Head:
     return Head(metadata, {name: _placed(path, name, entry, start, end) for name, entry in table.items()})
 
 
+def offsets_in(path: str, head: Head, table: str, entry: str) -> dict[str, tuple[int, ...]]:
+    """Where each tensor lies in the whole of which it is a shard: DCP says it for all tensors of a file, or for none."""
+    if not head.metadata.get(table):
+        return {name: (0,) * len(placed.shape) for name, placed in head.tensors.items()}
+    told = json.loads(head.metadata[table])
+    missing = [name for name in head.tensors if name not in told]
+    if missing:
+        raise ValueError(f'{path} says of its tensors where they lie in a whole, but not of "{missing[0]}": the file is damaged')
+    return {name: tuple(told[name][entry]) for name in head.tensors}
+
+
 def _placed(path: str, name: str, entry: Mapping[str, Any], start: int, end: int) -> Placed:
     dtype = dtype_of(entry["dtype"])
     shape = [int(extent) for extent in entry["shape"]]

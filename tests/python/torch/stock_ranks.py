@@ -35,22 +35,27 @@ class Job:
 
     def state(self, seed=0):
         torch.manual_seed(seed)
-        plain = {"plain": torch.randn(30, 30), "scalar": torch.tensor(seed), "deep": {"list": [1, 2, seed], "bias": torch.randn(5)}}
+        deep = {"list": [1, 2, seed], "bias": torch.randn(5)}
+        plain = {"plain": torch.randn(30, 30), "scalar": torch.tensor(seed), "deep": deep}
         return {**self.sharded(self.full), **plain}
 
     def blank(self, state):
         if isinstance(state, dict):
             return {key: self.blank(value) for key, value in state.items()}
         if isinstance(state, DTensor):
-            return DTensor.from_local(torch.zeros_like(state.to_local()), self.mesh, state.placements, shape=state.shape, stride=state.stride())
+            local = torch.zeros_like(state.to_local())
+            return DTensor.from_local(local, self.mesh, state.placements, shape=state.shape, stride=state.stride())
         return blank(state)
 
     def check(self, reader, state):
         got = self.blank(state)
         dcp.load(got, storage_reader=reader)
-        whole = lambda each: {key: whole(value) for key, value in each.items()} if isinstance(each, dict) else (
-            each.full_tensor() if isinstance(each, DTensor) else each)  # noqa: E731  # fmt: skip
-        assert_same(whole(got), whole(state))
+        assert_same(self.whole(got), self.whole(state))
+
+    def whole(self, state):
+        if isinstance(state, dict):
+            return {key: self.whole(value) for key, value in state.items()}
+        return state.full_tensor() if isinstance(state, DTensor) else state
 
     def files(self, folder):
         dist.barrier()
@@ -60,8 +65,8 @@ class Job:
 
 
 def filesystem_both_ways(job):
-    pairs = [(FileSystemWriter, dcp.FileSystemReader), (FileSystemWriter, FileSystemReader), (dcp.FileSystemWriter, FileSystemReader)]
-    for number, (writer, reader) in enumerate(pairs):
+    ours, theirs = (FileSystemWriter, FileSystemReader), (dcp.FileSystemWriter, dcp.FileSystemReader)
+    for number, (writer, reader) in enumerate([(ours[0], theirs[1]), ours, (theirs[0], ours[1])]):
         for step in range(2):
             state = job.state(step)
             dcp.save(state, storage_writer=writer(job.folder / f"fs{number}", thread_count=2))

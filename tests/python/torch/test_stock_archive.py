@@ -110,8 +110,9 @@ class Kind(torch.Tensor):
 @pytest.mark.parametrize(
     "thing",
     [
-        [torch.zeros(2), torch.zeros(3)], {"a": 1}, 5, "text", torch.zeros(3).as_subclass(Kind), torch.randn(3, dtype=torch.complex64).conj(),
-        torch.zeros(2, 3).to_sparse(), torch.nn.Parameter(torch.zeros(2)), torch.empty(3, device="meta"), print,
+        [torch.zeros(2), torch.zeros(3)], {"a": 1}, 5, "text", print, torch.zeros(3).as_subclass(Kind),
+        torch.zeros(2, 3).to_sparse(), torch.randn(3, dtype=torch.complex64).conj(), torch.nn.Parameter(torch.zeros(2)),
+        torch.empty(3, device="meta"),
     ],
     ids=lambda thing: type(thing).__name__,
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""HuggingFaceStorageWriter and Reader: folders that torch's reader and safetensors open; what torch's writer spoils is refused or right."""
+"""HuggingFaceStorageWriter and Reader: folders that torch's reader and safetensors open. What torch's writer spoils is refused or
+right."""
 
 import json
 import pickle
@@ -13,7 +14,11 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader as TorchReader
 from torch.distributed.checkpoint import HuggingFaceStorageWriter as TorchWriter
 from tspool.torch import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-WAYS = [(HuggingFaceStorageWriter, TorchReader), (HuggingFaceStorageWriter, HuggingFaceStorageReader), (TorchWriter, HuggingFaceStorageReader)]
+WAYS = [
+    (HuggingFaceStorageWriter, TorchReader),
+    (HuggingFaceStorageWriter, HuggingFaceStorageReader),
+    (TorchWriter, HuggingFaceStorageReader),
+]
 READ_BY_TORCH = [dtype for dtype in DTYPES if dtype is not torch.float8_e8m0fnu]  # safetensors 0.8 has no name for it in torch
 INDEX = "model.safetensors.index.json"
 
@@ -65,8 +70,10 @@ def test_fp4_comes_back(tmp_path):
 
 def test_views_ties_and_strides_are_just_written(tmp_path):
     storage = torch.arange(100.0)
-    state = {"whole": storage, "view": storage[10:20], "again": storage, "turned": torch.randn(3, 4).t(), "every other": storage[::2],
-             "parameter": torch.nn.Parameter(torch.randn(3)), "conjugate": torch.randn(3, dtype=torch.complex64).conj()}  # fmt: skip
+    state = {
+        "whole": storage, "view": storage[10:20], "again": storage, "turned": torch.randn(3, 4).t(), "every other": storage[::2],
+        "parameter": torch.nn.Parameter(torch.randn(3)), "conjugate": torch.randn(3, dtype=torch.complex64).conj(),
+    }  # fmt: skip
     save(state, HuggingFaceStorageWriter(str(tmp_path)))
     assert_same(load(state, TorchReader(str(tmp_path))), state)
 
@@ -119,7 +126,8 @@ def test_what_others_have_in_the_folder_stands(tmp_path):
     for name in ("config.json", "tokenizer.json", "meta.pt"):
         (tmp_path / name).write_text(f"{name} is another's")
     save_file({"x": torch.zeros(3)}, tmp_path / "model-00001-of-00009.safetensors")
-    (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"x": "model-00001-of-00009.safetensors", "y": "../y"}}))
+    weight_map = {"x": "model-00001-of-00009.safetensors", "y": "../y"}
+    (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     others = {name: content for name, content in contents(tmp_path).items() if name != INDEX}
     for number in range(2):
         save({"t": torch.full((3,), float(number))}, HuggingFaceStorageWriter(str(tmp_path)))
@@ -180,7 +188,7 @@ def test_ranks_that_would_write_one_file_are_refused(tmp_path):
     apart = HuggingFaceStorageWriter(str(tmp_path), {"a": 1, "b": 2})
     assert len(apart.prepare_global_plan(plans)) == 2
     plan, _ = prepared(writer, 1, {"a": torch.zeros(3)}, collectives=False)
-    with pytest.raises(TypeError, match="rank 1 would write the files that rank 0 writes"):
+    with pytest.raises(TypeError, match="rank 1 would write the files of rank 0"):
         writer.prepare_global_plan([plan])
 
 
@@ -213,8 +221,8 @@ def test_consolidates_into_the_folder_that_the_save_names(tmp_path):
     writer = HuggingFaceStorageWriter(str(tmp_path / "constructor"), {"a": 1, "b": 2}, 1, True, True, 2)
     save(state, writer, checkpoint_id=str(tmp_path / "save"))
     assert not (tmp_path / "constructor").exists()
-    assert names(tmp_path / "save") == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX,
-                                        "shard-00001-model-00001-of-00002.safetensors", "shard-00001-model-00002-of-00002.safetensors"]  # fmt: skip
+    whole = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    assert names(tmp_path / "save") == [*whole, INDEX, *(f"shard-00001-{name}" for name in whole)]
     assert_same(written(tmp_path / "save"), state)
 
 
@@ -227,7 +235,8 @@ def test_consolidates_shards_of_rows_and_of_columns(tmp_path, dim):
     for rank, half in enumerate(whole.chunk(2, dim)):
         plan, planner = prepared(writer, rank, {"a": half})
         plans.append((plan, planner))
-    for (plan, planner), given, offset in zip(plans, writer.prepare_global_plan([plan for plan, _ in plans]), (0, whole.shape[dim] // 2)):
+    given_plans = writer.prepare_global_plan([plan for plan, _ in plans])
+    for (_, planner), given, offset in zip(plans, given_plans, (0, whole.shape[dim] // 2)):
         chunk = given.items[0].tensor_data.chunk
         chunk.offsets = torch.Size([offset if each == dim else 0 for each in range(2)])
         results.append(writer.write_data(given, planner).wait())

@@ -11,8 +11,9 @@ HERE = pathlib.Path(__file__).parent
 
 
 def test_two_ranks(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(HERE / "stock_ranks.py"), str(tmp_path)],
+        [*launch, str(HERE / "stock_ranks.py"), str(tmp_path)],
         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
