@@ -21,6 +21,9 @@ from tspool.torch._crew import Crew
 from tspool.torch._parts import make_folder
 
 
+_METADATA = {hf.FORMAT_KEY: hf.FORMAT_VALUE, hf.DCP_VERSION_KEY: str(hf.HF_DCP_VERSION)}
+
+
 class _Shard(NamedTuple):
     path: Path
     placed: _safetensors.Placed
@@ -75,7 +78,7 @@ def _write_file(folder: Path, shards: Shards, crew: Crew, file: tuple[str, list[
     tensors = _safetensors.order(_whole(tensor, shards[tensor]) for tensor in tensor_names)
     size = 0
     with tspool.open(folder / name, "wb") as stream:
-        stream.write(_safetensors.head(tensors, {hf.FORMAT_KEY: hf.FORMAT_VALUE}))
+        stream.write(_safetensors.head(tensors, _METADATA))
         for tensor in tensors:
             crew.check()
             whole = _assembled(tensor, shards[tensor.name])

@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 import tspool
+from tspool._errors import DamagedError
 from tspool.torch import _archive, _items
 from tspool.torch._crew import Crew
 from tspool.torch._parts import Parts, listed, make_folder, remove, unfinished
@@ -269,6 +270,15 @@ class FileSystemReader(stock.FileSystemReader):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         return is_path(checkpoint_id) and bool(super().validate_checkpoint_id(checkpoint_id))
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        try:
+            return super().read_metadata(*args, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:  # a pickle can raise anything
+            path = str(self._get_metadata_path(kwargs.get("rank")))
+            raise DamagedError(f"{path} cannot be read: {error}", path=path, operation="read", cause=str(error)) from error
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         transformed = [item for item in plan.items if self._needs_torch(self.storage_data[item.storage_index])]

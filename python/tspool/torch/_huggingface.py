@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 import tspool
-from tspool._errors import SaveError, UnsupportedError
+from tspool._errors import DamagedError, SaveError, UnsupportedError
 from tspool.torch import _safetensors
 from tspool.torch._archive import Found, Layout
 from tspool.torch._bytes import contiguous_stride
@@ -128,19 +128,24 @@ class HuggingFaceStorageWriter(stock.HuggingFaceStorageWriter, FileSystemWriter)
             return super().finish(metadata, results)
         written = [result for of_rank in results for result in of_rank]
         names = {result.storage_data.relative_path for result in written}
-        old = self._superseded() - names
+        folder, alone = Path(self.path), not self.use_collectives and self.rank is not None
+        old = set() if alone else older_files(folder) - names  # a rank alone knows nothing of the others' new files
         self._give_names(names)
         self._begun().keep()
-        if self.use_collectives or self.rank is None:
-            remove(unfinished(Path(self.path), None))
-        if self.save_distributed:
-            remove(Path(self.path) / name for name in old)
-            if self.enable_consolidation:
-                self._consolidate(metadata, names)
-            return
+        if not alone:
+            remove(unfinished(folder, None))
+        if not self.save_distributed:
+            if written or not alone:
+                self._write_index(written)
+        elif old & listed_by_index(folder / hf._metadata_fn):
+            remove([folder / hf._metadata_fn])
+        remove(folder / name for name in old)
+        if self.save_distributed and self.enable_consolidation:
+            self._consolidate(metadata, names)
+
+    def _write_index(self, written: list[WriteResult]) -> None:
         weight_map = {result.index.fqn: result.storage_data.relative_path for result in written}
         write_index(Path(self.path), weight_map, sum(result.storage_data.length for result in written))
-        remove(Path(self.path) / name for name in old)
 
     def _give_names(self, names: Iterable[str]) -> None:
         folder = Path(self.path)
@@ -154,28 +159,27 @@ class HuggingFaceStorageWriter(stock.HuggingFaceStorageWriter, FileSystemWriter)
                 ) from error  # fmt: skip
         sync_folder(folder)
 
-    def _superseded(self) -> set[str]:
-        """Files of an older save: shards by their names, and what an index lists if DCP wrote it. A rank alone knows of none."""
-        if not self.use_collectives and self.rank is not None:
-            return set()
-        folder = Path(self.path)
-        if self.save_distributed:
-            return {path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name)}
-        return {name for name in listed_by_index(folder / hf._metadata_fn) if _is_dcp(folder / name)}
-
     def _consolidate(self, metadata: Metadata, names: Iterable[str]) -> None:
         mapping = self.fqn_to_index_mapping or dict.fromkeys(metadata.state_dict_metadata, 1)
         folder = Path(str(self.consolidated_output_path))
         largest = max(mapping.values())
         files = {name: hf._gen_file_name(index, largest) for name, index in mapping.items()}
+        old = older_files(folder) - set(files.values())
         sizes = consolidate([Path(self.path) / name for name in sorted(names)], folder, files, self.thread_count_consolidation)
         write_index(folder, files, sum(sizes))
+        remove(folder / name for name in old)
 
 
 def write_index(folder: Path, weight_map: dict[str, str], total_size: int) -> None:
     text = json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=2)
     with tspool.open(folder / hf._metadata_fn, "wb") as stream:
         stream.write(text.encode())
+
+
+def older_files(folder: Path) -> set[str]:
+    """Of DCP's saves: shards by their names, and what an index lists if its head says that DCP wrote it."""
+    shards = {path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name)} if folder.is_dir() else set()
+    return shards | {name for name in listed_by_index(folder / hf._metadata_fn) if _is_dcp(folder / name)}
 
 
 def _is_dcp(path: Path) -> bool:
@@ -217,7 +221,10 @@ class HuggingFaceStorageReader(stock.HuggingFaceStorageReader, FileSystemReader)
 
     def _head(self, path: str) -> _safetensors.Head:
         if path not in self._heads:
-            self._heads[path] = _safetensors.read(path)
+            try:
+                self._heads[path] = _safetensors.read(path)
+            except (ValueError, KeyError, TypeError) as error:
+                raise DamagedError(f"{path} cannot be read: {error}", path=path, operation="read", cause=str(error)) from error
         return self._heads[path]
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:

@@ -158,6 +158,19 @@ def test_a_save_that_was_never_finished_leaves_nothing(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_kinds_of_saves_in_one_folder_do_not_mix(tmp_path):
+    """A reader takes whatever files it finds: those of the save before must be gone, the index too."""
+    names_of = {"a": 1, "b": 2}
+    old, new = ({"a": torch.full((2,), value), "b": torch.full((3,), value)} for value in (0.0, 1.0))
+    for options in ([False, False], [True, False], [False, False], [True, True], [True, False], [True, True]):
+        old, new = new, old
+        save(new, HuggingFaceStorageWriter(str(tmp_path), names_of if options[0] else None, 1, *options))
+        assert_same(load(new, TorchReader(str(tmp_path))), new)
+        assert (INDEX in names(tmp_path)) == (options != [True, False])
+    save({"a": new["a"]}, HuggingFaceStorageWriter(str(tmp_path), None, 1, True, True))
+    assert names(tmp_path) == ["model-00001-of-00001.safetensors", INDEX, "shard-00001-model-00001-of-00001.safetensors"]
+
+
 # several ranks, one after the other ---------------------------------------------------------------------------------------------
 
 

@@ -153,6 +153,13 @@ def test_damage_names_tensor_and_file(tmp_path, damage, name):
     assert re.search(rf'"{name}" cannot be read from {tmp_path}/__0_0\.distcp \(\d+ bytes at \d+\)', text), text
 
 
+def test_a_damaged_metadata_is_told(tmp_path):
+    save({"a": torch.zeros(3)}, FileSystemWriter(tmp_path))
+    (tmp_path / ".metadata").write_bytes(b"rubbish")
+    with pytest.raises(dcp.CheckpointException, match=f"{tmp_path}/.metadata cannot be read"):
+        load({"a": torch.zeros(3)}, FileSystemReader(tmp_path))
+
+
 def test_a_missing_file_names_tensor_and_file(tmp_path):
     save({"a": torch.zeros(3)}, FileSystemWriter(tmp_path))
     (tmp_path / "__0_0.distcp").unlink()
