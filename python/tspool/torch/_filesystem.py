@@ -167,7 +167,7 @@ class FileSystemWriter(stock.FileSystemWriter):
     def _write_file(self, planner: SavePlanner, path: Path, name: str, items: list[WriteItem], crew: Crew) -> list[WriteResult]:
         write = self._write_safetensors if self._is_safetensors() else self._write_items
         results = []
-        with tspool.open(path, "wb") as stream:
+        with tspool.open(path, "wb", expected_bytes=sum(map(_items.bytes_of, items))) as stream:
             for result in write(planner, stream, name, items):
                 results.append(result)
                 crew.check()

@@ -7,6 +7,7 @@ storage and is not contiguous either.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,6 +22,14 @@ from tspool._errors import UnsupportedError
 from tspool.torch import _archive, _bytes, _safetensors
 
 SMALL_BYTES = 64 << 10  # handed over in one piece with its frame
+_OBJECT_BYTES, _FRAME_BYTES = 1300, 1600
+
+
+def bytes_of(item: WriteItem) -> int:
+    """About: what an object takes is not known before, and a planner may make another dtype of a tensor."""
+    if item.tensor_data is None:
+        return _OBJECT_BYTES
+    return math.prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize + _FRAME_BYTES
 
 
 def write_item(stream: Any, data: Any, item: WriteItem, name: str, form: _archive.Form) -> WriteResult:
