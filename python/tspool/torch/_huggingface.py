@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ class HuggingFaceStorageWriter(stock.HuggingFaceStorageWriter, FileSystemWriter)
         enable_consolidation: bool = False,
         thread_count_consolidation: int = 1,
     ) -> None:
+        if enable_consolidation and not save_distributed:
+            warnings.warn("without save_distributed=True files are whole, and enable_consolidation has nothing to do", stacklevel=2)
+            enable_consolidation = False  # torch's class puts the files into another folder, and leaves it at that
         super().__init__(
             path, fqn_to_index_mapping, thread_count, save_distributed, enable_consolidation, thread_count_consolidation
         )

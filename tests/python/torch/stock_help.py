@@ -25,7 +25,7 @@ def filled(shape, dtype, seed=0):
 
 
 def bits(tensor):
-    tensor = tensor.detach().resolve_conj().contiguous()
+    tensor = tensor.detach().resolve_conj().clone(memory_format=torch.contiguous_format)
     return tensor.reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
 
 

@@ -259,6 +259,14 @@ def test_consolidates_shards_of_rows_and_of_columns(tmp_path, dim):
     assert len(names(tmp_path / "sharded")) == 2
 
 
+def test_whole_files_are_not_consolidated(tmp_path):
+    with pytest.warns(UserWarning, match="enable_consolidation has nothing to do"):
+        writer = HuggingFaceStorageWriter(str(tmp_path), enable_consolidation=True)
+    save({"a": torch.zeros(2)}, writer)
+    assert names(tmp_path) == ["model-00001-of-00001.safetensors", INDEX]
+    assert_same(load({"a": torch.zeros(2)}, TorchReader(str(tmp_path))), {"a": torch.zeros(2)})
+
+
 def test_consolidation_needs_every_rank(tmp_path):
     writer = HuggingFaceStorageWriter(str(tmp_path), save_distributed=True, enable_consolidation=True)
     with pytest.raises(ValueError, match="needs use_collectives=True"):
