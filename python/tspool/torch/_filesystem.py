@@ -99,10 +99,13 @@ class FileSystemWriter(stock.FileSystemWriter):
         self._parts = self._settling = None
 
     def _begun(self) -> Parts:
-        if self._parts is None:
-            self._parts = Parts(self._metadata_to_write())
+        if self._parts is None or not self._parts.is_ours():
+            self._parts = self._parts_of_save()
             self._settling = weakref.finalize(self, self._parts.settle)  # at the interpreter's end, too
         return self._parts
+
+    def _parts_of_save(self) -> Parts:
+        return Parts(self._metadata_to_write())
 
     def _metadata_to_write(self) -> Path:
         return Path(self._get_metadata_path(None if self.use_collectives else self.rank))

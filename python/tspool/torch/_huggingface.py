@@ -38,7 +38,7 @@ from tspool.torch._archive import Found, Layout
 from tspool.torch._bytes import contiguous_stride
 from tspool.torch._consolidate import consolidate
 from tspool.torch._filesystem import FileSystemReader, FileSystemWriter, is_path, refuse_url
-from tspool.torch._parts import listed_by_index, remove, sync_folder, unfinished
+from tspool.torch._parts import Parts, listed_by_index, remove, sync_folder, unfinished
 from tspool.torch._reading import Piece, read
 
 _SHARD = re.compile(r"shard-\d{5,}-model-\d{5,}-of-\d{5,}\.safetensors")
@@ -80,8 +80,8 @@ class HuggingFaceStorageWriter(stock.HuggingFaceStorageWriter, FileSystemWriter)
         if self.enable_consolidation and not self.use_collectives and self.rank is not None:
             raise ValueError("enable_consolidation needs use_collectives=True: no rank knows when the others have written")
 
-    def _metadata_to_write(self) -> Path:
-        return Path(self.path) / hf._metadata_fn
+    def _parts_of_save(self) -> Parts:
+        return Parts(None)
 
     # plan -----------------------------------------------------------------------------------------------------------------------
 

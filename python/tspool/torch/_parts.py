@@ -97,35 +97,45 @@ def _is_locked(path: Path) -> bool:
 
 
 class Parts:
-    def __init__(self, metadata_path: Path) -> None:
-        self.metadata_path = metadata_path
-        self.before = identity_of(metadata_path)
-        self.files: list[Path] = []
+    """`metadata_path` None: hidden names, which no checkpoint lists."""
+
+    def __init__(self, metadata_path: Path | None) -> None:
+        self._metadata_path = metadata_path
+        self._before = metadata_path and identity_of(metadata_path)
+        self._files: dict[Path, Identity | None] = {}
         self._pid = os.getpid()
 
+    def is_ours(self) -> bool:
+        return os.getpid() == self._pid
+
     def add(self, path: Path) -> None:
-        self.files.append(path)
+        self._files[path] = identity_of(path)
 
     def keep(self) -> None:
         """They are part of a checkpoint now."""
-        self.files.clear()
+        self._files.clear()
 
     def drop(self) -> None:
-        """They are known not to be."""
-        files, self.files = self.files, []
-        if os.getpid() == self._pid:
-            remove(files)
+        """They are known not to be. What another save has written to the name since is that save's."""
+        files, self._files = self._files, {}
+        if self.is_ours():
+            remove(path for path, identity in files.items() if identity_of(path) == identity)
 
     def settle(self) -> None:
         """The coordinator has said nothing: its metadata does. Where it cannot be read everything stays."""
-        if not self.files or os.getpid() != self._pid:
+        if not self._files or not self.is_ours():
             return
-        names = listed(self.metadata_path) if identity_of(self.metadata_path) == self.before else None
+        names = self._listed()
         if names is None:
             self.keep()
         else:
-            self.files = [path for path in self.files if path.name not in names]
+            self._files = {path: identity for path, identity in self._files.items() if path.name not in names}
             self.drop()
+
+    def _listed(self) -> set[str] | None:
+        if self._metadata_path is None:
+            return set()
+        return listed(self._metadata_path) if identity_of(self._metadata_path) == self._before else None
 
 
 def listed_by_index(path: Path) -> set[str]:

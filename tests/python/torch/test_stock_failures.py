@@ -101,6 +101,19 @@ def test_a_rank_that_failed_alone_does_not_lose_the_others_theirs(tmp_path, rank
     assert contents(tmp_path) == before
 
 
+def test_a_writer_that_is_let_go_late_leaves_the_files_of_the_save_after_it(tmp_path):
+    """An exception keeps a failed save's writer alive, and it had the same names."""
+    failed = [Rank(number, tmp_path) for number in range(2)]
+    written_by(failed, halves(1.0))
+    ranks = [Rank(number, tmp_path) for number in range(2)]
+    metadata, results = written_by(ranks, halves(2.0))
+    assert names(tmp_path) == ["__0_0.distcp", "__1_0.distcp"]
+    del failed
+    gc.collect()
+    ranks[0].writer.finish(metadata=metadata, results=results)
+    assert_same(load(both(0.0), TorchReader(tmp_path)), both(2.0))
+
+
 SAVES = """
 import os, signal, sys, warnings
 import torch, torch.distributed.checkpoint as dcp

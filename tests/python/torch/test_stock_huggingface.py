@@ -152,10 +152,15 @@ def test_a_save_that_was_never_finished_leaves_nothing(tmp_path):
             raise OSError("not today")
 
     writer = Unfinished(str(tmp_path))
-    with pytest.raises(dcp.CheckpointException, match="not today"):
-        save({"t": torch.zeros(3)}, writer)
-    writer.reset(tmp_path)
-    assert names(tmp_path) == []
+    for before in ({}, None):
+        if before is None:
+            save({"t": torch.ones(3)}, HuggingFaceStorageWriter(str(tmp_path)))
+            before = contents(tmp_path)
+        with pytest.raises(dcp.CheckpointException, match="not today"):
+            save({"t": torch.zeros(3)}, writer)
+        assert len(contents(tmp_path)) == len(before) + 1
+        writer.reset(tmp_path)
+        assert contents(tmp_path) == before
 
 
 def test_kinds_of_saves_in_one_folder_do_not_mix(tmp_path):
