@@ -204,7 +204,8 @@ class FileSystemWriter(stock.FileSystemWriter):
             for item in items:
                 yield _items.tensor_of(planner, item).cpu(), item
             return
-        loader = stock._OverlappingCpuLoader(planner.resolve_data, inflight_threshhold=self.per_thread_copy_ahead)
+        resolve = functools.partial(_items.tensor_of, planner)
+        loader = stock._OverlappingCpuLoader(resolve, inflight_threshhold=self.per_thread_copy_ahead)
         for item, rank in zip(items, ranks):
             loader.add(rank, item)
         for tensor, loaded in loader.values():

@@ -93,7 +93,21 @@ def tensor_of(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor):
         name = item.index.fqn
         raise UnsupportedError(f'"{name}" was planned as a tensor and is a {type(tensor).__name__}', tensor=name)
+    what = _refused(tensor)
+    if what:
+        raise UnsupportedError(f'"{item.index.fqn}" {what}', tensor=item.index.fqn)
     return tensor.detach()
+
+
+def _refused(tensor: torch.Tensor) -> str | None:
+    """What DCP's readers could not load again, if it can be written at all."""
+    if tensor.is_meta:
+        return "is on the meta device and has no data: materialise it (to_empty() and load), or leave it out"
+    if tensor.layout is not torch.strided:
+        return f"has layout {tensor.layout}: save its indices() and values(), or to_dense()"
+    if tensor.is_quantized:
+        return f"is quantized ({tensor.dtype}): save int_repr(), q_scale() and q_zero_point()"
+    return None
 
 
 # safetensors --------------------------------------------------------------------------------------------------------------------
@@ -146,8 +160,6 @@ def _offsets(item: WriteItem) -> torch.Size:
 def write_elements(stream: Any, tensor: torch.Tensor, told: _safetensors.Tensor, item: WriteItem, name: str) -> WriteResult:
     if (tensor.dtype, tuple(tensor.shape)) != (told.dtype, told.shape):
         raise UnsupportedError(f'"{told.name}" changed its dtype or shape while it was saved', tensor=told.name)
-    if tensor.layout is not torch.strided or tensor.is_quantized:
-        raise UnsupportedError(f'"{told.name}" is sparse or quantized: save its parts, or to_dense()', tensor=told.name)
     plain = tensor.resolve_conj().resolve_neg().contiguous()
     offset = stream.tell()
     stream.write(_bytes.elements_of(plain))

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save, torch_s
 from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
-from tspool.torch import FileSystemReader, FileSystemWriter
+from tspool.torch import FileSystemReader, FileSystemWriter, HuggingFaceStorageWriter
 
 WAYS = [(FileSystemWriter, TorchReader), (FileSystemWriter, FileSystemReader), (TorchWriter, FileSystemReader)]
 WAY_NAMES = ["ours to torch's", "ours to ours", "torch's to ours"]
@@ -253,6 +253,24 @@ def test_is_a_stager_and_writer_for_async_save(tmp_path):
         torch.distributed.destroy_process_group()
     dcp_to_torch_save(tmp_path, tmp_path / "whole.pt")
     assert_same(torch.load(tmp_path / "whole.pt", weights_only=False), expected)
+
+
+@pytest.mark.parametrize("kind", [FileSystemWriter, HuggingFaceStorageWriter])
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (lambda: torch.empty(3, device="meta"), '"n.bad" is on the meta device and has no data: materialise it'),
+        (lambda: torch.eye(3).to_sparse(), r'"n.bad" has layout torch.sparse_coo: save its indices\(\) and values\(\)'),
+        (lambda: torch.eye(3).to_sparse_csr(), '"n.bad" has layout torch.sparse_csr'),
+        (lambda: torch.quantize_per_tensor(torch.randn(4), 0.1, 0, torch.qint8), r'"n.bad" is quantized \(torch.qint8\)'),
+    ],
+    ids=["meta", "sparse", "csr", "quantized"],
+)
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning", "ignore:Sparse")
+def test_a_tensor_that_could_not_be_loaded_again_is_refused_by_name(tmp_path, kind, bad, told):
+    with pytest.raises(dcp.CheckpointException, match=told):
+        save({"a": torch.zeros(3), "n": {"bad": bad()}}, kind(str(tmp_path)))
+    assert names(tmp_path) == []
 
 
 # failures -----------------------------------------------------------------------------------------------------------------------
