@@ -152,6 +152,8 @@ struct job {
     struct job_seal seal;
     struct io_stat root_stat, name_stat;
     char record[PART_TEXT_BYTES];         /* what is written to the part record */
+    struct task record_task;
+    bool record_waits;                    /* for a place among the writes of part records */
     bool name_exists, directory_made, part_made, is_orphan;
     int directory, part_handle;           /* -1 */
     struct job_replaced replaced;

@@ -70,6 +70,7 @@ struct writer {
     uint64_t turns;          /* jobs that were staged so far */
     struct job *first_job, *last_job; /* in the order of BEGIN */
     struct held_part *held;
+    unsigned part_writes;    /* of part records, in flight: PART_WRITES at most */
 };
 
 /* Events that the connection reports. */

@@ -23,7 +23,8 @@
 
 struct writer;
 
-/* An io for a writer has room for so many reads and writes more than hello.depth: part records are written beside. */
+/* An io for a writer has room for so many reads and writes more than hello.depth: part records are written beside, never more
+ * of them at a time. */
 #define PART_WRITES 4u
 
 /* Where shared memory comes from: arena/ in the real writer, plain memory in a simulation. map and unmap are called on

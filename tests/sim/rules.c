@@ -5,6 +5,7 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fnmatch.h>
+#include <format/part.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -162,6 +163,66 @@ Test(rules, chunk_of_another_attempt_is_not_taken)
         cr_assert_null(scene_violation(&scene), "%s", scene_violation(&scene));
         cr_assert(digest_equal(tree_at(sim_world_disk(scene.world), PATH), prepared.new_tree));
         scene_deinit(&scene);
+    }
+    prepared_end(&prepared);
+}
+
+/* Part records are written beside the data, and slowly here: those of many saves that begin at once must neither take the
+ * places that another save's writes count on, nor be left out because these are taken. */
+#define CROWD 8u
+
+static void record_look(struct sim_world *world, const struct sim_seen *op, void *context)
+{
+    if (op->kind == OP_WRITE && op->result == PART_TEXT_BYTES && fnmatch("*/tspool.part-00001", op->path, 0) == 0)
+        ++*(unsigned *)context;
+}
+
+static void crowd_begins(const struct prepared *prepared, uint64_t seed, uint32_t depth)
+{
+    const struct sim_fault slow[] = {
+        { .on = { "writer", OP_WRITE, SCENE_ROOT "/.crowd-*/tspool.part-00001" }, .action = SIM_DELAY, .delay_ns = 50000000 },
+        { .on = { "writer", OP_WRITE, HIDDEN "/model-*" }, .action = SIM_DELAY, .delay_ns = 10000000 },
+    };
+    struct scene_settings settings = prepared->settings;
+    struct sim_save *saves[CROWD + 1];
+    unsigned records = 0;
+    struct scene scene;
+    uint8_t save_id[16];
+    char name[16];
+
+    settings.world.seed = seed;
+    settings.depth = depth;
+    settings.slots = 16;
+    settings.faults = slow;
+    settings.fault_count = 2;
+    settings.look = record_look;
+    settings.look_context = &records;
+    scene_init(&scene, &settings, sim_disk_clone(prepared->disk));
+    cr_assert(scene_run_until_ready(&scene));
+    for (unsigned i = 0; i <= CROWD; i++) {
+        snprintf(name, sizeof(name), i ? "crowd-%u" : NAME, i);
+        scene_save_id(100 + i, save_id);
+        saves[i] = sim_trainer_begin(&scene.trainer, &prepared->new, name, false, save_id, 0);
+    }
+    for (unsigned i = 0; i <= CROWD; i++) {
+        cr_assert(scene_run_until_answered(&scene, saves[i]));
+        cr_assert_eq(saves[i]->published, 1, "depth %u, seed %" PRIu64 ", save %u: %s %s: %s", depth, seed, i,
+                     saves[i]->failure.operation, saves[i]->failure.path, strerror(saves[i]->failure.error));
+    }
+    cr_assert(scene_close(&scene));
+    cr_assert_null(scene_violation(&scene), "%s", scene_violation(&scene));
+    cr_assert_eq(records, CROWD + 1, "depth %u, seed %" PRIu64 ": %u records were written", depth, seed, records);
+    scene_deinit(&scene);
+}
+
+Test(rules, many_saves_that_begin_at_once_leave_the_writes_their_places)
+{
+    struct prepared prepared;
+
+    prepare(&prepared, NEW, SIM_STRICT);
+    for (uint64_t seed = 0; seed < SEEDS; seed++) {
+        crowd_begins(&prepared, seed, 1);
+        crowd_begins(&prepared, seed, 4);
     }
     prepared_end(&prepared);
 }

@@ -14,7 +14,7 @@
 
 #define SIM_SLOTS_MAX 16u
 #define SIM_CHUNKS_MAX 16u
-#define SIM_SAVES_MAX 4u
+#define SIM_SAVES_MAX 12u
 
 struct errand;
 struct sim_save {
