@@ -59,6 +59,22 @@
     X(replay, HUNG_TAKEN_FOR_DEAD, "a writer that hangs in the kernel counts as dead, and its save is written again") \
     X(replay, DEATHS_NOT_COUNTED, "writers that die are replaced for ever") \
     X(pair, OLDER_SAVE_OVERTAKES, "of two saves of one name the one staged later may be replaced by the other") \
+    X(ranks, PART_NAMED_BEFORE_SYNC, "a rank's part gets its name while what it lists is being synced") \
+    X(ranks, PART_NAMED_WITH_ITS_FILES, "a rank's part gets its name before the names of its files are durable") \
+    X(ranks, PART_NAME_UNSYNCED, "a rank's part is called durable before its name is") \
+    X(ranks, PART_DURABLE_BEFORE_ROOT_SYNC, "a rank's part is called durable before the root is synced") \
+    X(ranks, OTHER_RANKS_FILES_CLEARED, "a rank that saves again removes what the others saved") \
+    X(ranks, MERGED_MANIFEST_UNSYNCED, "the manifest of all ranks is not synced") \
+    X(ranks, MERGED_DIRECTORY_UNSYNCED, "the hidden directory is not synced after the manifest of all ranks has its name") \
+    X(ranks, PUBLISHED_ROOT_UNSYNCED, "a publisher is done before the root is synced") \
+    X(ranks, PARTS_REMOVED_BEFORE_RENAME, "the parts are removed before the directory is renamed") \
+    X(ranks, MISSING_PART_ACCEPTED, "what is published lacks a rank's part") \
+    X(ranks, PART_OF_ANOTHER_SAVE_ACCEPTED, "a part of another save is published with the rest") \
+    X(ranks, PART_FILE_SIZE_NOT_COMPARED, "a publisher does not compare a file's size with what the part says") \
+    X(ranks, PART_HEADER_DIGEST_NOT_COMPARED, "a publisher does not compare a header's digest with what the part says") \
+    X(recovery, PUBLISHED_PARTS_NOT_KNOWN, "a checkpoint of several ranks that was published meanwhile is not known") \
+    X(recovery, FOUND_PART_NOT_SYNCED, "a part that was found standing is reported before its directory is synced") \
+    X(recovery, RECOVERY_SWEEPS_OTHER_RANKS, "recovery sweeps the other ranks' files too") \
     X(orphans, ORPHAN_NOT_MARKED, "the record of a dead trainer's save does not say so") \
     X(collect, TAKEN_DOWN_UNSYNCED, "a checkpoint's files are deleted before its new name is durable") \
     X(collect, TAKEN_DOWN_UNSEEN, "what came under a name meanwhile is deleted for what was there") \

@@ -13,6 +13,7 @@
 #include <publish/publication.h>
 
 #include <base/failure.h>
+#include <base/mutant.h>
 #include <errno.h>
 #include <publish/disk.h>
 #include <publish/publish.h>
@@ -252,12 +253,12 @@ static int manifest_put(const struct publication *publication, const char *json,
     if (handle < 0)
         return handle;
     error = disk_write(io, handle, json, size);
-    if (error == 0)
+    if (error == 0 && !MUTANT(MERGED_MANIFEST_UNSYNCED))
         error = file_fsync(io, handle);
     disk_close(io, &handle);
     if (error == 0)
         error = disk_rename(io, directory, partial, directory, MANIFEST_NAME, RENAME_PLAIN);
-    return error < 0 ? error : file_fsync(io, directory);
+    return error < 0 || MUTANT(MERGED_DIRECTORY_UNSYNCED) ? error : file_fsync(io, directory);
 }
 
 static int manifest_write(const struct publication *publication)
@@ -361,11 +362,13 @@ static int parts_publish(struct publication *publication)
         error = claims_check(publication);
     if (error == 0)
         error = manifest_write(publication);
+    if (error == 0 && MUTANT(PARTS_REMOVED_BEFORE_RENAME))
+        error = parts_remove(publication);
     if (error == 0)
         error = name_take(publication, aside);
     if (error != 0)
         return error;
-    error = file_fsync(publication->io, publication->root);
+    error = MUTANT(PUBLISHED_ROOT_UNSYNCED) ? 0 : file_fsync(publication->io, publication->root);
     if (error < 0)
         return publish_fail(publication, -error, "fsync", ".");
     if (aside[0])

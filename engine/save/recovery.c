@@ -70,7 +70,8 @@ static void look_end(struct recovery *recovery)
 
 static bool front_is_ours(const struct recovery *recovery)
 {
-    size_t compared = recovery->is_part && !recovery->at_hidden ? recovery->id_size : recovery->front_size;
+    bool by_id = recovery->is_part && !recovery->at_hidden && !MUTANT(PUBLISHED_PARTS_NOT_KNOWN);
+    size_t compared = by_id ? recovery->id_size : recovery->front_size;
 
     return compared > 0 && recovery->seen_size == recovery->front_size && memcmp(recovery->seen, recovery->front, compared) == 0;
 }
@@ -173,7 +174,7 @@ static void advance_look(struct recovery *recovery, int64_t result)
 /* In a directory that ranks share only what this one wrote. The record goes with the files: it is listed last of them. */
 static bool is_swept(const struct recovery *recovery, const char *name)
 {
-    return !recovery->is_part || file_name_is_of_rank(name, recovery->rank) || strcmp(name, recovery->part) == 0;
+    return !recovery->is_part || MUTANT(RECOVERY_SWEEPS_OTHER_RANKS) || file_name_is_of_rank(name, recovery->rank) || strcmp(name, recovery->part) == 0;
 }
 
 /* Goes to the first name from list_position on that is to be swept. */
@@ -351,7 +352,8 @@ static void compose(struct recovery *recovery, struct io *io, struct op *op)
 
 static bool is_needless(const struct recovery *recovery)
 {
-    if (MUTANT(RECOVERY_DOES_NOT_SYNC) && recovery->step == SYNC_ROOT)
+    if ((MUTANT(RECOVERY_DOES_NOT_SYNC) && recovery->step == SYNC_ROOT) ||
+        (MUTANT(FOUND_PART_NOT_SYNCED) && recovery->step == LOOK_SYNC))
         return true;
     return ((recovery->step == SWEEP_CLOSE_PART || recovery->step == STOP_CLOSE_FILE) && recovery->file < 0)
         || (recovery->step == STOP_CLOSE && recovery->directory < 0);

@@ -48,6 +48,8 @@ void commit_sync(struct job *job)
             job_submit(job, i, job_checked, &(struct op){ .kind = OP_FSYNC, .handle = job->files[i].handle });
     if (MUTANT(PARTIAL_DROPPED_BEFORE_SYNC))
         commit_uncover_file(job, 0, job_checked);
+    if (MUTANT(PART_NAMED_BEFORE_SYNC) && job_is_part(job))
+        commit_uncover_file(job, job->file_count - 1, job_checked);
 }
 
 /* The lock's record goes too: with one rank nothing but the whole checkpoint is left to see. With several it stays, and the
@@ -59,6 +61,8 @@ void commit_uncover(struct job *job)
     for (uint32_t i = 0; i < count; i++)
         if (!(MUTANT(PARTIAL_DROPPED_BEFORE_SYNC) && i == 0))
             commit_uncover_file(job, i, job_checked);
+    if (MUTANT(PART_NAMED_WITH_ITS_FILES) && job_is_part(job))
+        commit_uncover_file(job, job->file_count - 1, job_checked);
     if (!job_is_part(job))
         job_submit(job, NO_FILE, job_checked, &(struct op){ .kind = OP_UNLINK, .handle = job->directory, .name = job->part });
     sweep_close(job);
@@ -66,7 +70,7 @@ void commit_uncover(struct job *job)
 
 void commit_sync_directory(struct job *job)
 {
-    if (MUTANT(HIDDEN_DIRECTORY_UNSYNCED))
+    if (MUTANT(HIDDEN_DIRECTORY_UNSYNCED) || (MUTANT(PART_NAME_UNSYNCED) && job->state == JOB_SYNC_PART))
         return;
     if (MUTANT(RENAME_BEFORE_DIRECTORY_SYNC) && !job->publishing) {
         commit_rename(job);
@@ -172,7 +176,7 @@ void commit_rename_back(struct job *job) { root_rename(job, job_ignored, job->re
 
 void commit_sync_root(struct job *job)
 {
-    if (MUTANT(ROOT_UNSYNCED) && job->state == JOB_SYNC_ROOT)
+    if ((MUTANT(ROOT_UNSYNCED) || (MUTANT(PART_DURABLE_BEFORE_ROOT_SYNC) && job_is_part(job))) && job->state == JOB_SYNC_ROOT)
         return;
     if (MUTANT(ROOT_UNSYNCED_BEFORE_ASIDE) && job->state == JOB_SYNC_HIDDEN)
         return;

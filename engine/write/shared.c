@@ -133,7 +133,8 @@ void shared_clear(struct job *job)
     if (job->shared.part_found) /* it may bear the mark of an orphan */
         job_submit(job, NO_FILE, job_ignored, &(struct op){ .kind = OP_TRUNCATE, .handle = job->part_handle, .size = 0 });
     for (size_t i = 0; i < job->shared.names.count; i++)
-        if (file_name_is_of_rank(job->shared.names.names[i], job->writer->settings.hello.rank))
+        if (MUTANT(OTHER_RANKS_FILES_CLEARED) ||
+            file_name_is_of_rank(job->shared.names.names[i], job->writer->settings.hello.rank))
             job_submit(job, NO_FILE, job_checked,
                        &(struct op){ .kind = OP_UNLINK, .handle = job->directory, .name = job->shared.names.names[i] });
 }
@@ -167,7 +168,8 @@ void shared_uncover(struct job *job)
 {
     job->counts.synced_ns = job->writer->tasks.now_ns;
     job->publishing = true;
-    commit_uncover_file(job, job->file_count - 1, uncovered);
+    if (!MUTANT(PART_NAMED_BEFORE_SYNC) && !MUTANT(PART_NAMED_WITH_ITS_FILES))
+        commit_uncover_file(job, job->file_count - 1, uncovered);
 }
 
 void shared_hold(struct job *job)

@@ -278,6 +278,192 @@ Test(ranks, a_part_that_is_missing_is_named_and_nothing_is_changed)
     fixture_deinit(&fixture);
 }
 
+/* Parts that do not fit ----------------------------------------------------------------------------------------------------- */
+
+#define MODEL_OF_LAST "shard-00002-model-00001-of-00003.safetensors"
+#define PART_OF_LAST "tspool.part-00002.json"
+
+/* Of the hidden directory of the save with that id. */
+static uint32_t inode_in(const struct sim_disk *disk, const uint8_t save_id[16], const char *name)
+{
+    char hidden[HIDDEN_NAME_MAX + 1], path[HIDDEN_NAME_MAX + 100];
+    uint32_t inode;
+
+    hidden_name_make(NAME, save_id, hidden);
+    snprintf(path, sizeof(path), SCENE_ROOT "/%s/%s", hidden, name);
+    cr_assert_eq(sim_disk_walk(disk, SIM_ROOT, path, &inode), 0, "%s", path);
+    return inode;
+}
+
+/* What `spoil` did to the disk is found by whoever publishes; nothing is changed by that. */
+static struct run publish_spoilt(void (*spoil)(struct fixture *fixture))
+{
+    struct fixture fixture;
+    struct run run = { .seed = 1 };
+    struct sim_disk *after;
+    struct digest before;
+
+    fixture_init(&fixture, SIM_STRICT, false, false, RANKS);
+    spoil(&fixture);
+    before = tree_at(fixture.disk, SCENE_ROOT);
+    after = publish_once(&fixture, sim_disk_clone(fixture.disk), &run);
+    cr_assert(digest_equal(tree_at(after, SCENE_ROOT), before), "something was changed");
+    sim_disk_destroy(after);
+    fixture_deinit(&fixture);
+    return run;
+}
+
+/* Rank 1 saved under another id too, and its part of that lies where the first should: of the same sizes, digests and all. */
+static void part_of_another_save(struct fixture *fixture)
+{
+    uint8_t ours[16];
+    uint32_t directory, other, theirs;
+
+    memcpy(ours, fixture->save_id, sizeof(ours));
+    scene_save_id(SEED + 1, fixture->save_id);
+    fixture->disk = part_save(fixture, fixture->disk, RANKS - 1, NULL, NULL);
+    cr_assert_not_null(fixture->disk);
+    directory = inode_in(fixture->disk, ours, "");
+    other = inode_in(fixture->disk, fixture->save_id, "");
+    theirs = inode_in(fixture->disk, fixture->save_id, PART_OF_LAST);
+    cr_assert_eq(sim_disk_unlink(fixture->disk, directory, PART_OF_LAST, false), 0);
+    cr_assert_eq(sim_disk_link(fixture->disk, theirs, directory, PART_OF_LAST), 0);
+    cr_assert_eq(sim_disk_unlink(fixture->disk, other, PART_OF_LAST, false), 0);
+    memcpy(fixture->save_id, ours, sizeof(ours));
+}
+
+Test(ranks, part_of_another_save_is_refused)
+{
+    struct run run = publish_spoilt(part_of_another_save);
+
+    cr_expect_eq(run.result, -EINVAL);
+    cr_expect(strstr(run.failure.message, "two save ids are mixed") && strstr(run.failure.message, PART_OF_LAST), "%s",
+              run.failure.message);
+}
+
+static void model_cut(struct fixture *fixture)
+{
+    uint32_t inode = inode_in(fixture->disk, fixture->save_id, MODEL_OF_LAST);
+    struct io_stat stat;
+
+    sim_disk_stat(fixture->disk, inode, &stat);
+    cr_assert_eq(sim_disk_resize(fixture->disk, inode, stat.size - 1), 0);
+}
+
+Test(ranks, file_of_another_size_than_its_part_says_is_refused)
+{
+    struct run run = publish_spoilt(model_cut);
+
+    cr_expect_eq(run.result, -EBADMSG);
+    cr_expect(strstr(run.failure.message, MODEL_OF_LAST) && strstr(run.failure.message, "rank 1 says"), "%s", run.failure.message);
+}
+
+/* One letter of a name: what stands there is a header all the same. */
+static void header_changed(struct fixture *fixture)
+{
+    uint32_t inode = inode_in(fixture->disk, fixture->save_id, MODEL_OF_LAST);
+    char header[400], *name;
+
+    cr_assert_gt(sim_disk_read(fixture->disk, inode, 8, header, sizeof(header) - 1), 0);
+    header[sizeof(header) - 1] = '\0';
+    cr_assert_not_null(name = strstr(header, "{\"dtype\""));
+    name -= 3; /* the last letter of what comes before ":{ */
+    *name = *name == 'z' ? 'y' : 'z';
+    cr_assert_eq(sim_disk_write(fixture->disk, inode, 8 + (uint64_t)(name - header), name, 1), 1);
+}
+
+Test(ranks, header_that_is_not_the_one_of_its_part_is_refused)
+{
+    struct run run = publish_spoilt(header_changed);
+
+    cr_expect_eq(run.result, -EBADMSG);
+    cr_expect(strstr(run.failure.message, MODEL_OF_LAST) && strstr(run.failure.message, "digest"), "%s", run.failure.message);
+}
+
+/* Ranks that are saved again -------------------------------------------------------------------------------------------------- */
+
+struct attempt_seen {
+    uint64_t ops_ready, ops;            /* of its writer: until READY, and in all */
+    struct sim_save save;
+};
+
+/* The last rank's writer meets one fault, on `disk`, which is taken over; the disk afterwards, locks gone. */
+static struct sim_disk *part_disturbed(const struct fixture *fixture, struct sim_disk *disk, const struct sim_fault *fault,
+                                       struct attempt_seen *seen)
+{
+    struct scene_settings settings = fixture->settings;
+    struct sim_save *save;
+    struct scene scene;
+
+    settings.rank = RANKS - 1;
+    settings.world_size = RANKS;
+    settings.faults = fault;
+    settings.fault_count = fault != NULL;
+    scene_init(&scene, &settings, disk);
+    cr_assert(scene_run_until_ready(&scene));
+    seen->ops_ready = sim_io_ops(scene.writer_io);
+    save = sim_trainer_begin(&scene.trainer, &fixture->parts[RANKS - 1], NAME, fixture->replaces, fixture->save_id, 0);
+    if (scene_run_until_answered(&scene, save))
+        scene_close(&scene);
+    while (scene_step(&scene))
+        ;
+    seen->save = *save;
+    seen->ops = scene.writer ? sim_io_ops(scene.writer_io) : 0;
+    cr_expect_null(sim_world_violation(scene.world), "%s", sim_world_violation(scene.world));
+    cr_expect_str_empty(scene.trainer.violation, "%s", scene.trainer.violation);
+    disk = sim_disk_clone(sim_world_disk(scene.world));
+    scene_deinit(&scene);
+    return disk;
+}
+
+/* NULL when the last rank saves on `disk`, which is taken over, and then all is published. */
+static const char *whole_after(struct fixture *fixture, struct sim_disk *disk, uint64_t seed)
+{
+    struct run run = { .seed = seed };
+    const char *wrong;
+
+    fixture->settings.world.seed = seed; /* what the first attempt drew names its files */
+    if (!(disk = part_save(fixture, disk, RANKS - 1, NULL, NULL)))
+        return "the rank cannot save again";
+    disk = publish_once(fixture, disk, &run);
+    wrong = run.result == 0 ? broken(fixture, disk, true) : "to publish fails";
+    if (!wrong && names_left(disk, SCENE_ROOT) != 1)
+        wrong = "something is left in the root";
+    sim_disk_destroy(disk);
+    return wrong;
+}
+
+/* What the first attempt left, whole or in pieces, is no obstacle to the second, and neither touches the other rank's files. Before
+ * it: nothing of this rank, or (`again`) a part that is durable already. */
+static void each_op_of_a_part(bool again, enum sim_action action, int error)
+{
+    struct attempt_seen whole, seen;
+    struct fixture fixture;
+
+    fixture_init(&fixture, SIM_STRICT, false, false, again ? RANKS : RANKS - 1);
+    sim_disk_destroy(part_disturbed(&fixture, sim_disk_clone(fixture.disk), NULL, &whole));
+    cr_assert_eq(whole.save.durable, 1, "%s: %s", whole.save.failure.path, whole.save.failure.cause);
+    cr_assert_geq(whole.ops - whole.ops_ready, 60);
+    for (uint64_t ordinal = whole.ops_ready + 1; ordinal <= whole.ops; ordinal++) {
+        struct sim_fault fault = { .on = { .process = "writer" }, .ordinal = ordinal, .action = action, .error = error };
+        struct sim_disk *after;
+        const char *wrong;
+
+        fixture.settings.world.seed = 0;
+        after = part_disturbed(&fixture, sim_disk_clone(fixture.disk), &fault, &seen);
+        wrong = whole_after(&fixture, after, ordinal);
+        cr_expect_null(wrong, "op %" PRIu64 ": %s (%u durable; %s %s: %s)", ordinal, wrong, seen.save.durable,
+                       seen.save.failure.operation, seen.save.failure.path, seen.save.failure.cause);
+    }
+    fixture_deinit(&fixture);
+}
+
+Test(ranks, rank_whose_writer_is_killed_at_each_operation_is_saved_again) { each_op_of_a_part(false, SIM_KILL, 0); }
+Test(ranks, rank_that_saves_over_its_part_and_is_killed_is_saved_again) { each_op_of_a_part(true, SIM_KILL, 0); }
+Test(ranks, rank_of_which_each_operation_fails_is_saved_again) { each_op_of_a_part(false, SIM_FAIL, EIO); }
+Test(ranks, rank_of_which_each_operation_fails_late_is_saved_again) { each_op_of_a_part(true, SIM_FAIL_AFTER, EIO); }
+Test(ranks, rank_that_saves_over_its_part_and_fails_is_saved_again) { each_op_of_a_part(true, SIM_FAIL, EIO); }
+
 /* Cut at each operation ---------------------------------------------------------------------------------------------------- */
 
 static void each_op_is_cut(bool replaces, bool exchange_refused, enum sim_action action, int error)
@@ -316,7 +502,8 @@ struct cuts {
     struct digest *known;               /* roots that were found, and judged, before */
     size_t known_count;
     uint64_t visits, prefixes;
-    bool acknowledged, part_only;       /* part_only: the last rank is still saving */
+    bool acknowledged, part_only;       /* part_only: a rank is still saving, and the last one's part is not there yet */
+    bool first_saves;                   /* and it is the first */
     const char *wrong;
     char when[900];
 };
@@ -337,11 +524,14 @@ static const char *part_judge(const struct cuts *cuts, struct sim_disk *found)
     static char why[600];
     struct run run = { .seed = cuts->prefixes };
     struct sim_disk *after = publish_once(cuts->fixture, found, &run);
-    bool is_refused = run.result == -ENOENT && strstr(run.failure.cause, "rank 1 of 2");
+    bool is_last_missing = run.result == -ENOENT && strstr(run.failure.cause, "rank 1 of 2");
+    bool is_refused = cuts->first_saves ? run.result == -ENOENT : is_last_missing;
 
     why[0] = '\0';
     if (run.result == 0 && is_new(cuts->fixture, after, why, sizeof(why)))
         why[0] = '\0';
+    else if (cuts->first_saves && cuts->acknowledged && is_last_missing)
+        why[0] = '\0'; /* the first one's is there */
     else if (run.result != 0 && (cuts->acknowledged || !is_refused))
         snprintf(why, sizeof(why), "%s: %.500s", cuts->acknowledged ? "DURABLE was said" : "half a part", run.failure.message);
     sim_disk_destroy(after);
@@ -462,18 +652,20 @@ Test(ranks, a_publisher_that_forgets_a_sync_is_caught)
     }
 }
 
-/* The last rank's writer, watched by the same judge: DURABLE means that to publish succeeds after any power cut. */
-static const char *part_watched(enum sim_ordering ordering, const struct sim_fault *fault, struct cuts *cuts)
+/* One rank's writer, the ranks before it done, watched by the same judge: DURABLE means that after any power cut its part is
+ * there, and that to publish succeeds when it was the last. */
+static const char *part_watched(enum sim_ordering ordering, uint32_t rank, const struct sim_fault *fault, struct cuts *cuts)
 {
     struct fixture fixture;
     struct sim_disk *after;
 
-    fixture_init(&fixture, ordering, false, false, RANKS - 1);
+    fixture_init(&fixture, ordering, false, false, rank);
     cuts_init(cuts, &fixture);
     cuts->part_only = true;
+    cuts->first_saves = rank == 0;
     fixture.settings.faults = fault;
     fixture.settings.fault_count = fault ? 1 : 0;
-    after = part_save(&fixture, sim_disk_clone(fixture.disk), RANKS - 1, cut_look, cuts);
+    after = part_save(&fixture, sim_disk_clone(fixture.disk), rank, cut_look, cuts);
     cr_expect(cuts->wrong || after, "the part did not become durable");
     sim_disk_destroy(after);
     free(cuts->known);
@@ -481,30 +673,31 @@ static const char *part_watched(enum sim_ordering ordering, const struct sim_fau
     return cuts->wrong;
 }
 
-static void a_part_survives(enum sim_ordering ordering)
+static void a_part_survives(enum sim_ordering ordering, uint32_t rank)
 {
     struct cuts cuts;
-    const char *wrong = part_watched(ordering, NULL, &cuts);
+    const char *wrong = part_watched(ordering, rank, NULL, &cuts);
 
     cr_expect_null(wrong, "%s: %s", cuts.when, wrong);
     cr_expect(cuts.acknowledged, "the judge never saw DURABLE");
     cr_expect_geq(cuts.prefixes, 15);
 }
 
-Test(ranks, a_part_is_whole_on_the_disk_when_its_writer_says_so) { a_part_survives(SIM_STRICT); }
-Test(ranks, a_part_is_whole_on_a_journal_too) { a_part_survives(SIM_JOURNAL); }
+Test(ranks, a_part_is_whole_on_the_disk_when_its_writer_says_so) { a_part_survives(SIM_STRICT, RANKS - 1); }
+Test(ranks, a_part_is_whole_on_a_journal_too) { a_part_survives(SIM_JOURNAL, RANKS - 1); }
+Test(ranks, the_first_part_is_there_with_its_directory_when_its_writer_says_so) { a_part_survives(SIM_STRICT, 0); }
 
 Test(ranks, a_writer_of_a_part_that_forgets_a_sync_is_caught)
 {
-    const struct sim_fault planted[] = {
-        { .on = { "writer", OP_FSYNC, SCENE_ROOT }, .action = SIM_LIE },
-        { .on = { "writer", OP_FSYNC, SCENE_ROOT "/." NAME ".*" }, .ordinal = 0, .action = SIM_LIE },
-        { .on = { "writer", OP_FSYNC, SCENE_ROOT "/." NAME ".*/shard-00002-*" }, .action = SIM_LIE },
+    const struct { uint32_t rank; struct sim_fault fault; } planted[] = {
+        { 0, { .on = { "writer", OP_FSYNC, SCENE_ROOT }, .action = SIM_LIE } }, /* for the ranks after it that is durable */
+        { 1, { .on = { "writer", OP_FSYNC, SCENE_ROOT "/." NAME ".*" }, .ordinal = 0, .action = SIM_LIE } },
+        { 1, { .on = { "writer", OP_FSYNC, SCENE_ROOT "/." NAME ".*/shard-00002-*" }, .action = SIM_LIE } },
     };
     struct cuts cuts;
 
-    for (size_t i = 1; i < sizeof(planted) / sizeof(*planted); i++) /* the root's entry is the first rank's: durable before */
-        cr_expect_not_null(part_watched(SIM_STRICT, &planted[i], &cuts), "planted bug %zu survives", i);
+    for (size_t i = 0; i < sizeof(planted) / sizeof(*planted); i++)
+        cr_expect_not_null(part_watched(SIM_STRICT, planted[i].rank, &planted[i].fault, &cuts), "planted bug %zu survives", i);
 }
 
 /* Beside others -------------------------------------------------------------------------------------------------------------- */

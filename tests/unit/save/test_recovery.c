@@ -16,7 +16,7 @@ static const uint8_t id[16] = { 1, 1 };
 static char root[] = "/tmp/tspool-recovery-XXXXXX", hidden[HIDDEN_NAME_MAX + 1];
 static int root_fd;
 static struct io *io;
-static unsigned root_syncs;
+static unsigned root_syncs, hidden_syncs;
 
 static void setup(void)
 {
@@ -298,6 +298,7 @@ static struct recovery recover_part(uint32_t rank)
     cr_assert_eq(recovery_start(&recovery, io, RECOVERY_SWEEPS, root_fd, "step", id, rank, 3, our_part, sizeof(our_part) - 1), 0);
     while (recovery.in_flight) {
         cr_assert_eq(io_wait(io, &completion, 1, IO_FOREVER), 1);
+        hidden_syncs += completion.op->kind == OP_FSYNC && completion.op->handle != root_fd && completion.result == 0;
         recovery_step(&recovery, io, completion.result);
     }
     recovery_deinit(&recovery);
@@ -340,12 +341,14 @@ Test(recovery, removes_the_directory_when_no_other_rank_is_there)
     cr_assert_not(stands(hidden));
 }
 
+/* Its writer may have died before it synced the directory: DURABLE would be a lie. */
 Test(recovery, finds_a_part_that_stands)
 {
     put(hidden, "shard-00002-model-00001-of-00001.safetensors", "whole");
     put(hidden, "tspool.part-00002", "");
     put(hidden, "tspool.part-00002.json", our_part);
     cr_assert_eq(recover_part(1).outcome, RECOVERY_DURABLE);
+    cr_assert_eq(hidden_syncs, 1);
     cr_assert(stands_hidden("shard-00002-model-00001-of-00001.safetensors"));
     cr_assert(stands_hidden("tspool.part-00002.json"));
 }
