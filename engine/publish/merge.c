@@ -124,6 +124,61 @@ static int aliases_unite(const struct publication *publication, struct manifest 
     return 0;
 }
 
+/* By name, those of one name in the order of the ranks. */
+static int by_object_name(const void *left, const void *right)
+{
+    const struct manifest_object *a = *(const struct manifest_object *const *)left;
+    const struct manifest_object *b = *(const struct manifest_object *const *)right;
+    int order = strcmp(a->name, b->name);
+
+    return order ? order : (a > b) - (a < b);
+}
+
+static bool is_same_object(const struct manifest_object *a, const struct manifest_object *b)
+{
+    return strcmp(a->kind, b->kind) == 0 && a->size == b->size && digest_equal(a->digest, b->digest);
+}
+
+/* Marks what a rank before it has too: a name of NULL. */
+static int objects_compare(const struct publication *publication, struct manifest_object **sorted, size_t count)
+{
+    struct manifest_object *first = NULL;
+
+    for (size_t i = 0; i < count; i++) {
+        if (!first || strcmp(first->name, sorted[i]->name) != 0) {
+            first = sorted[i];
+            continue;
+        }
+        if (!is_same_object(first, sorted[i]))
+            return publish_refuse(publication, EINVAL, "publish", publication->hidden, "ranks %u and %u saved different objects "
+                                  "as %.200s; give each rank's its own name, or save it on one rank only", first->rank,
+                                  sorted[i]->rank, first->name);
+        sorted[i]->name = NULL;
+    }
+    return 0;
+}
+
+/* A reader asks for an object by its name: there is one of each. */
+static int objects_unite(const struct publication *publication, struct manifest *whole)
+{
+    struct manifest_object **sorted = calloc(whole->object_count + 1, sizeof(*sorted));
+    size_t kept = 0;
+    int error;
+
+    if (!sorted)
+        return publish_fail(publication, ENOMEM, "publish", publication->hidden);
+    for (size_t i = 0; i < whole->object_count; i++)
+        sorted[i] = &whole->objects[i];
+    qsort(sorted, whole->object_count, sizeof(*sorted), by_object_name);
+    error = objects_compare(publication, sorted, whole->object_count);
+    free(sorted);
+    for (size_t i = 0; i < whole->object_count && error == 0; i++)
+        if (whole->objects[i].name)
+            whole->objects[kept++] = whole->objects[i];
+    whole->object_count = error == 0 ? kept : whole->object_count;
+    return error;
+}
+
 /* That they agree was checked with the claims. */
 static void shapes_unite(struct manifest *whole)
 {
@@ -148,6 +203,8 @@ int merge(const struct publication *publication, char **json, size_t *size)
         error = part_add(publication, &lists.whole, rank);
     if (error == 0)
         error = aliases_unite(publication, &lists.whole);
+    if (error == 0)
+        error = objects_unite(publication, &lists.whole);
     if (error == 0) {
         shapes_unite(&lists.whole);
         error = manifest_build(&lists.whole, json, size, lists.digest_patch, &self);

@@ -1,10 +1,10 @@
 /* rank_saver - one rank of a small job, for tests: saves its part of one checkpoint and says how far it has come.
  *
- *     rank_saver ROOT NAME SAVE_ID RANK WORLD WRITER [replace] [hold] [rows=N] [step=N] [size=KIB]
+ *     rank_saver ROOT NAME SAVE_ID RANK WORLD WRITER [replace] [hold] [rows=N] [step=N] [size=KIB] [state=TEXT]
  *
  * It saves: "sharded.weight", of which each rank has 4 rows (rows=N: the whole has N); "replicated.bias", the same on all;
- * "rank.<r>", its own; "tied.weight", the first under another name; the object "state" and the step. Contents follow from
- * names and places, so that anyone can say what a reader must find.
+ * "rank.<r>", its own; "tied.weight", the first under another name; the objects "state", the same on all (state=TEXT: that), and
+ * "state.<r>", its own; and the step. Contents follow from names and places, so that anyone can say what a reader must find.
  *
  * On stdout, a line each: "begun PID-OF-THE-WRITER", with `hold` nothing more until a line comes on stdin; "staged"; then
  * "durable", "published" or "failed MESSAGE". Then each line on stdin names another checkpoint to save likewise, under an id
@@ -22,7 +22,7 @@
 #define FOREVER UINT64_MAX
 
 struct rank {
-    const char *root, *name, *writer, *step;
+    const char *root, *name, *writer, *step, *state;
     uint8_t id[TSPOOL_SAVE_ID_BYTES];
     uint32_t rank, world;
     uint64_t whole_rows, own_bytes;
@@ -74,13 +74,14 @@ static int declare(const struct rank *rank, struct tspool_save *save, struct tsp
     uint64_t shape[2] = { ROWS_PER_RANK, COLUMNS }, whole[2] = { rank->whole_rows, COLUMNS };
     uint64_t place[2] = { rank->rank * ROWS_PER_RANK, 0 }, bias[1] = { 100 }, own[1] = { rank->own_bytes };
     float *weight = filled(sizeof(float) * ROWS_PER_RANK * COLUMNS, 0);
-    char name[32], state[32];
+    char name[32], own_name[32], own_state[32];
     int error;
 
     for (uint64_t i = 0; i < ROWS_PER_RANK * COLUMNS; i++)
         weight[i] = weight_at(place[0] + i / COLUMNS, i % COLUMNS);
     snprintf(name, sizeof(name), "rank.%u", rank->rank);
-    snprintf(state, sizeof(state), "{\"rank\": %u}", rank->rank);
+    snprintf(own_name, sizeof(own_name), "state.%u", rank->rank);
+    snprintf(own_state, sizeof(own_state), "{\"rank\": %u}", rank->rank);
     error = tensor_add(save, "sharded.weight", TSPOOL_F32, weight, 2, shape, whole, place, failure);
     if (error == 0)
         error = tensor_add(save, "tied.weight", TSPOOL_F32, weight, 2, shape, whole, place, failure);
@@ -89,7 +90,9 @@ static int declare(const struct rank *rank, struct tspool_save *save, struct tsp
     if (error == 0)
         error = tensor_add(save, name, TSPOOL_U8, filled(rank->own_bytes, (uint8_t)rank->rank), 1, own, NULL, NULL, failure);
     if (error == 0)
-        error = tspool_save_add_object(save, "state", "json", state, strlen(state), failure);
+        error = tspool_save_add_object(save, "state", "json", rank->state, strlen(rank->state), failure);
+    if (error == 0)
+        error = tspool_save_add_object(save, own_name, "json", own_state, strlen(own_state), failure);
     return error == 0 ? tspool_save_metadata(save, "step", rank->step, failure) : error;
 }
 
@@ -207,14 +210,17 @@ static void option_take(struct rank *rank, const char *option)
         rank->step = option + 5;
     else if (strncmp(option, "size=", 5) == 0)
         rank->own_bytes = strtoull(option + 5, NULL, 10) << 10;
+    else if (strncmp(option, "state=", 6) == 0)
+        rank->state = option + 6;
 }
 
 int main(int argc, char **argv)
 {
-    struct rank rank = { .step = "1", .own_bytes = 5000 };
+    struct rank rank = { .step = "1", .state = "{\"ranks\": \"alike\"}", .own_bytes = 5000 };
 
     if (argc < 7 || strlen(argv[3]) != 2 * TSPOOL_SAVE_ID_BYTES || !id_parse(argv[3], rank.id)) {
-        fputs("usage: rank_saver ROOT NAME SAVE_ID RANK WORLD WRITER [replace] [hold] [rows=N] [step=N] [size=KIB]\n", stderr);
+        fputs("usage: rank_saver ROOT NAME SAVE_ID RANK WORLD WRITER [replace] [hold] [rows=N] [step=N] [size=KIB] "
+              "[state=TEXT]\n", stderr);
         return 2;
     }
     rank.root = argv[1];
