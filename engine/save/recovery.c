@@ -174,7 +174,8 @@ static void advance_look(struct recovery *recovery, int64_t result)
 /* In a directory that ranks share only what this one wrote. The record goes with the files: it is listed last of them. */
 static bool is_swept(const struct recovery *recovery, const char *name)
 {
-    return !recovery->is_part || MUTANT(RECOVERY_SWEEPS_OTHER_RANKS) || file_name_is_of_rank(name, recovery->rank) || strcmp(name, recovery->part) == 0;
+    return !recovery->is_part || MUTANT(RECOVERY_SWEEPS_OTHER_RANKS) || file_name_is_of_rank(name, recovery->rank) ||
+           strcmp(name, recovery->part) == 0;
 }
 
 /* Goes to the first name from list_position on that is to be swept. */

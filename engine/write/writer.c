@@ -169,8 +169,9 @@ void writer_drained(struct writer *writer)
     writer->connection.draining = false;
     if (writer->trainer_dead)
         writer->connection.stream_over = true;
-    saves_decide(writer, MUTANT(STAGED_SAVE_DIES_WITH_TRAINER) && writer->trainer_dead, writer->trainer_dead ? "the trainer died before the save was staged"
-                                                     : "the writer got SIGTERM before the save was staged");
+    saves_decide(writer, MUTANT(STAGED_SAVE_DIES_WITH_TRAINER) && writer->trainer_dead,
+                 writer->trainer_dead ? "the trainer died before the save was staged"
+                                      : "the writer got SIGTERM before the save was staged");
 }
 
 /* What the trainer says makes no sense: nothing more of it is believed, and what is staged is safe. */

@@ -1,7 +1,8 @@
 """Whole checkpoints against Python's safetensors, both ways: what `tspool copy` commits, safetensors opens and finds equal;
 what safetensors writes, single files and indexed folders, tspool reads, and says that there is nothing to verify against.
 
-Run by meson; alone: TSPOOL=build/tools/tspool TSPOOL_WRITER=build/tools/tspool-writer python3 -m pytest tests/exchange
+Run by meson; alone: TSPOOL=build/tools/tspool TSPOOL_WRITER=build/tools/tspool-writer RANK_SAVER=build/tests/process/rank_saver
+python3 -m pytest tests/exchange
 """
 import json
 import os
@@ -18,7 +19,7 @@ except ImportError as missing:
     print(f"skipped: {missing}")
     sys.exit(77)
 
-TSPOOL, WRITER = os.environ.get("TSPOOL", "tspool"), os.environ.get("TSPOOL_WRITER")
+TSPOOL, WRITER, RANK_SAVER = os.environ.get("TSPOOL", "tspool"), os.environ.get("TSPOOL_WRITER"), os.environ.get("RANK_SAVER")
 DTYPES = ["f4", "f8", "f2", "i8", "i4", "i2", "i1", "u1", "u2", "u4", "u8", "?"]
 
 
@@ -110,6 +111,57 @@ def test_an_indexed_folder_of_others_is_read_and_nothing_to_verify_is_said(tmp_p
     for file in (tmp_path / "ours").glob("*.safetensors"):
         loaded.update(safetensors.numpy.load_file(file))
     same(state, loaded)
+
+
+def saved_by_ranks(root, world):
+    """A published checkpoint of so many ranks, as rank_saver.c describes it."""
+    for rank in range(world):
+        subprocess.run([RANK_SAVER, root, "step-1", "ab" * 16, str(rank), str(world), WRITER], stdin=subprocess.DEVNULL, check=True,
+                       stdout=subprocess.DEVNULL)
+    tspool("publish", root / "step-1")
+    return root / "step-1"
+
+
+def put_together(folder):
+    """Every tensor, its shards at the places that the files themselves tell, as safetensors finds them; and how often it was there."""
+    whole, times = {}, {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            sharding = json.loads((opened.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
+            for name in opened.keys():
+                shard = opened.get_tensor(name)
+                place = sharding.get(name, {"saved_offsets": [0] * shard.ndim})["saved_offsets"]
+                end = [begin + length for begin, length in zip(place, shard.shape)]
+                whole[name] = enlarged(whole.get(name, shard), end)
+                whole[name][tuple(map(slice, place, end))] = shard
+                times[name] = times.get(name, 0) + 1
+    return whole, times
+
+
+def enlarged(array, shape):
+    larger = numpy.zeros([max(pair) for pair in zip(array.shape, shape)], array.dtype)
+    larger[tuple(map(slice, array.shape))] = array
+    return larger
+
+
+def test_files_of_several_ranks_open_in_safetensors_and_make_the_whole(tmp_path):
+    world = 3
+    folder = saved_by_ranks(tmp_path, world)
+    copy(folder, tmp_path / "copied")
+    expected = {f"rank.{rank}": numpy.full(5000, rank, "u1") for rank in range(world)}
+    expected["sharded.weight"] = numpy.arange(4 * world * 1024, dtype="f4").reshape(4 * world, 1024)
+    expected["replicated.bias"] = numpy.full(100, 7, "u1")
+    whole, times = put_together(folder)
+    same(expected, whole)
+    assert times["sharded.weight"] == times["replicated.bias"] == world
+    for file in folder.glob("*.safetensors"):
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            assert opened.metadata()["tied.weight"] == "sharded.weight"
+    whole, times = put_together(tmp_path / "copied")
+    tied = whole.pop("tied.weight")  # a name with several shards is never tied by one rank alone
+    same(expected, whole)
+    same({"tied.weight": expected["sharded.weight"]}, {"tied.weight": tied})
+    assert times["sharded.weight"] == world and times["replicated.bias"] == 1
 
 
 def test_a_damaged_source_is_named_and_nothing_is_left(tmp_path):

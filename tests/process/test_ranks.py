@@ -178,6 +178,15 @@ def is_whole(path, world=RANKS):
     assert not [name for name in os.listdir(path) if name.startswith("tspool.part") or name.endswith(".partial")]
 
 
+def shards_in(file):
+    """Place and data of each shard of "sharded.weight"."""
+    header, data = stored(file)
+    sharding = json.loads(header.get("__metadata__", {}).get("DCP_SHARDING_INFO", "{}"))
+    for name, entry in header.items():
+        if name == "sharded.weight":
+            yield sharding[name]["saved_offsets"], data[slice(*entry["data_offsets"])]
+
+
 # All is well ------------------------------------------------------------------------------------------------------------
 
 @test
@@ -205,9 +214,45 @@ def ls_tells_each_ranks_shard_with_its_place_and_file(root):
 
 @test
 def a_published_one_is_copied_and_compared_like_any_other(root):
-    save_all(root, range(2), world=2)
+    """A copy is the work of one: shards stay shards, and what all ranks saved is there once, as no shard any more."""
+    save_all(root, range(3), world=3)
     done(publish(root))
-    assert tspool("diff", "--exit-code", f"{root}/step-1", f"{root}/step-1").returncode == 0
+    os.mkdir(f"{root}/second")
+    done(tspool("copy", "--writer", WRITER, f"{root}/step-1", f"{root}/second/step-1"))
+    done(tspool("verify", f"{root}/second/step-1"))
+    done(tspool("diff", "--exit-code", f"{root}/step-1", f"{root}/second/step-1"))
+    done(tspool("diff", "--exit-code", f"{root}/second/step-1", f"{root}/step-1"))
+    lines = [line for line in lines_of(tspool("ls", "--json", f"{root}/second/step-1")) if "dtype" in line]
+    assert sorted(line["name"] for line in lines) == sorted(
+        ["sharded.weight", "tied.weight"] * 3 + ["replicated.bias", "rank.0", "rank.1", "rank.2"])
+    for line in lines:
+        whole = [12, COLUMNS] if line["name"].endswith(".weight") else None
+        assert line.get("global_shape") == whole, line
+    places = [(offsets, data) for file in glob.glob(f"{root}/second/step-1/*.safetensors") for offsets, data in shards_in(file)]
+    assert [offsets for offsets, _ in sorted(places)] == [[0, 0], [4, 0], [8, 0]]
+    values = struct.unpack(f"<{12 * COLUMNS}f", b"".join(data for _, data in sorted(places)))
+    assert values == tuple(map(float, range(12 * COLUMNS)))
+
+
+@test
+def a_copy_of_one_that_differs_in_a_rank_is_told_by_diff(root):
+    save_all(root, range(2), world=2)
+    save_all(root, [0], world=2, name="step-2")
+    save_all(root, [1], "size=3", world=2, name="step-2")
+    for name in ("step-1", "step-2"):
+        done(publish(root, name=name))
+    run = tspool("diff", "--exit-code", f"{root}/step-1", f"{root}/step-2")
+    assert run.returncode == 1 and "~ tensor rank.1" in run.stdout and "1 changed" in run.stdout, run.stdout
+
+
+@test
+def objects_that_ranks_saved_alike_are_listed_once(root):
+    save_all(root, range(3), world=3)
+    done(publish(root))
+    manifest = json.load(open(f"{root}/step-1/tspool.manifest.json"))
+    assert [item["name"] for item in manifest["objects"]] == ["state", "state.0", "state.1", "state.2"]
+    assert manifest["objects"][0]["rank"] == 0
+    done(tspool("verify", f"{root}/step-1"))
 
 
 @test
@@ -475,6 +520,18 @@ def ranks_that_disagree_about_a_tensor_are_told(root):
     save_all(root, [0], world=2)
     save_all(root, [1], "rows=99", world=2)
     refused(publish(root), "sharded.weight", "global shape", "ranks 0 and 1")
+
+
+@test
+def ranks_that_saved_different_objects_under_one_name_are_told(root):
+    """A reader asks by name, and would get the first rank's for every rank's."""
+    save_all(root, [0, 1], world=3)
+    save_all(root, [2], 'state={"ranks": "other"}', world=3)
+    refused(publish(root), "ranks 0 and 2", "objects as state", "own name")
+    assert published(root) == []
+    save_all(root, [2], world=3)
+    done(publish(root))
+    is_whole(f"{root}/step-1", 3)
 
 
 @test

@@ -39,7 +39,8 @@ static void settings_init(struct scene_settings *settings, enum sim_ordering ord
 }
 
 /* Lets one rank save, on `disk`, which is taken over; the disk afterwards, or NULL when its part did not become durable. */
-static struct sim_disk *part_save(const struct fixture *fixture, struct sim_disk *disk, uint32_t rank, sim_look *look, void *context)
+static struct sim_disk *part_save(const struct fixture *fixture, struct sim_disk *disk, uint32_t rank, sim_look *look,
+                                  void *context)
 {
     struct scene_settings settings = fixture->settings;
     struct sim_disk *after = NULL;
@@ -72,7 +73,8 @@ static void notes_add(struct fixture *fixture)
 }
 
 /* With `replaces`, an older checkpoint has the name, and somebody's file lies in it. */
-static void fixture_init(struct fixture *fixture, enum sim_ordering ordering, bool replaces, bool exchange_refused, uint32_t ranks)
+static void fixture_init(struct fixture *fixture, enum sim_ordering ordering, bool replaces, bool exchange_refused,
+                         uint32_t ranks)
 {
     memset(fixture, 0, sizeof(*fixture));
     settings_init(&fixture->settings, ordering, exchange_refused);
@@ -103,7 +105,7 @@ static void fixture_deinit(struct fixture *fixture)
     sim_state_deinit(&fixture->old);
 }
 
-/* Publishing ------------------------------------------------------------------------------------------------------------- */
+/* Publishing ----------------------------------------------------------------------------------------------------------------- */
 
 struct run {
     uint64_t seed;
@@ -278,7 +280,7 @@ Test(ranks, a_part_that_is_missing_is_named_and_nothing_is_changed)
     fixture_deinit(&fixture);
 }
 
-/* Parts that do not fit ----------------------------------------------------------------------------------------------------- */
+/* Parts that do not fit ------------------------------------------------------------------------------------------------------ */
 
 #define MODEL_OF_LAST "shard-00002-model-00001-of-00003.safetensors"
 #define PART_OF_LAST "tspool.part-00002.json"
@@ -355,7 +357,8 @@ Test(ranks, file_of_another_size_than_its_part_says_is_refused)
     struct run run = publish_spoilt(model_cut);
 
     cr_expect_eq(run.result, -EBADMSG);
-    cr_expect(strstr(run.failure.message, MODEL_OF_LAST) && strstr(run.failure.message, "rank 1 says"), "%s", run.failure.message);
+    cr_expect(strstr(run.failure.message, MODEL_OF_LAST) && strstr(run.failure.message, "rank 1 says"), "%s",
+              run.failure.message);
 }
 
 /* One letter of a name: what stands there is a header all the same. */
@@ -380,7 +383,7 @@ Test(ranks, header_that_is_not_the_one_of_its_part_is_refused)
     cr_expect(strstr(run.failure.message, MODEL_OF_LAST) && strstr(run.failure.message, "digest"), "%s", run.failure.message);
 }
 
-/* Ranks that are saved again -------------------------------------------------------------------------------------------------- */
+/* Ranks that are saved again ------------------------------------------------------------------------------------------------- */
 
 struct attempt_seen {
     uint64_t ops_ready, ops;            /* of its writer: until READY, and in all */
@@ -433,8 +436,8 @@ static const char *whole_after(struct fixture *fixture, struct sim_disk *disk, u
     return wrong;
 }
 
-/* What the first attempt left, whole or in pieces, is no obstacle to the second, and neither touches the other rank's files. Before
- * it: nothing of this rank, or (`again`) a part that is durable already. */
+/* What the first attempt left, whole or in pieces, is no obstacle to the second, and neither touches the other rank's files.
+ * Before it: nothing of this rank, or (`again`) a part that is durable already. */
 static void each_op_of_a_part(bool again, enum sim_action action, int error)
 {
     struct attempt_seen whole, seen;
@@ -464,7 +467,7 @@ Test(ranks, rank_of_which_each_operation_fails_is_saved_again) { each_op_of_a_pa
 Test(ranks, rank_of_which_each_operation_fails_late_is_saved_again) { each_op_of_a_part(true, SIM_FAIL_AFTER, EIO); }
 Test(ranks, rank_that_saves_over_its_part_and_fails_is_saved_again) { each_op_of_a_part(true, SIM_FAIL, EIO); }
 
-/* Cut at each operation ---------------------------------------------------------------------------------------------------- */
+/* Cut at each operation ------------------------------------------------------------------------------------------------------ */
 
 static void each_op_is_cut(bool replaces, bool exchange_refused, enum sim_action action, int error)
 {
@@ -493,7 +496,7 @@ Test(ranks, replacing_publisher_without_exchange_killed_at_each_operation_too) {
 Test(ranks, error_of_each_operation_is_mended_by_publishing_again) { each_op_is_cut(false, false, SIM_FAIL, EIO); }
 Test(ranks, late_error_of_each_operation_is_mended_by_publishing_again) { each_op_is_cut(true, false, SIM_FAIL_AFTER, EIO); }
 
-/* Power cuts ---------------------------------------------------------------------------------------------------------------- */
+/* Power cuts ----------------------------------------------------------------------------------------------------------------- */
 
 #define KNOWN_MAX 8192u
 

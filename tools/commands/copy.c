@@ -45,7 +45,7 @@ static void planned_tell(struct copy *copy)
     json = event_begin(copy, "planned");
     json_string(&json, "save_id", hex_text(result.save_id, sizeof result.save_id).bytes);
     json_signed(&json, "writer_pid", tspool_writer_pid(copy->spool));
-    json_number(&json, "tensors", copy->sources.origin_count);
+    json_number(&json, "tensors", copy->sources.origins.count);
     json_number(&json, "tensor_bytes", result.tensor_bytes);
     json_number(&json, "file_bytes", result.file_bytes);
     json_number(&json, "files", result.files);
@@ -283,7 +283,7 @@ static int published(struct copy *copy)
     copy_tell_levels(copy);
     if (!copy->as_json && !copy->quiet)
         printf("%s/%s: %zu tensors, %s in %u file%s, durable after %s (%s, %s)\n", copy->root, copy->name,
-               copy->sources.origin_count,
+               copy->sources.origins.count,
                human_bytes(result.file_bytes).bytes, result.files, result.files == 1 ? "" : "s",
                human_seconds(now_ns() - copy->started_ns).bytes, result.backend, result.direct ? "direct" : "buffered");
     return EXIT_DONE;

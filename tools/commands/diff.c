@@ -1,6 +1,7 @@
 /* commands/diff.c - what differs between two checkpoints: tensors, objects, metadata.
  *
- * Both lists are sorted by (name, place in the global tensor) and walked side by side. Where both sides have digests and
+ * Both lists are sorted by (name, place in the global tensor) and walked side by side. What several ranks saved alike counts
+ * once, as the first of them has it. Where both sides have digests and
  * they agree or differ, no data is read; else the bytes are compared, a bounded piece at a time.
  */
 #include "command.h"
@@ -51,8 +52,31 @@ static int tensors_compare(const struct tspool_tensor_info *a, const struct tspo
 static int entries_compare(const void *left, const void *right, void *context)
 {
     const struct tspool_tensor_info *infos = context;
+    size_t a = *(const size_t *)left, b = *(const size_t *)right;
+    int order = tensors_compare(&infos[a], &infos[b]);
 
-    return tensors_compare(&infos[*(const size_t *)left], &infos[*(const size_t *)right]);
+    return order ? order : (a > b) - (a < b);
+}
+
+static bool is_replica(const struct tspool_tensor_info *before, const struct tspool_tensor_info *after)
+{
+    return before->global_offsets && after->global_offsets && tensors_compare(before, after) == 0;
+}
+
+/* From the sorted entries. */
+static void tensors_keep(struct side *side, const struct tspool_tensor_info *infos)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < side->count; i++) {
+        const struct tspool_tensor_info *info = &infos[side->entries[i]];
+
+        if (kept > 0 && is_replica(&side->tensors[kept - 1], info))
+            continue;
+        side->entries[kept] = side->entries[i];
+        side->tensors[kept++] = *info;
+    }
+    side->count = kept;
 }
 
 static int side_sort(struct side *side)
@@ -71,8 +95,7 @@ static int side_sort(struct side *side)
         side->entries[i] = i;
     }
     qsort_r(side->entries, side->count, sizeof *side->entries, entries_compare, infos);
-    for (size_t i = 0; i < side->count; i++)
-        side->tensors[i] = infos[side->entries[i]];
+    tensors_keep(side, infos);
     free(infos);
     return 0;
 }

@@ -57,7 +57,7 @@ static int batch_collect(struct copy *copy, struct batch *batch)
     batch->count = 0;
     batch->bytes = 0;
     if (batch->has_held)
-        batch_add(batch, &batch->held, &copy->sources.origins[batch->held.tensor]);
+        batch_add(batch, &batch->held, &copy->sources.origins.items[batch->held.tensor]);
     batch->has_held = false;
     while (batch->count < BATCH_SPANS && batch->bytes < BATCH_BYTES) {
         struct tspool_span span;
@@ -66,12 +66,12 @@ static int batch_collect(struct copy *copy, struct batch *batch)
         batch->ended = got == 0;
         if (got <= 0)
             return got == -ETIMEDOUT ? 0 : got;
-        if (batch->count && copy->sources.origins[span.tensor].checkpoint != batch->source) {
+        if (batch->count && copy->sources.origins.items[span.tensor].checkpoint != batch->source) {
             batch->held = span;
             batch->has_held = true;
             return 0;
         }
-        batch_add(batch, &span, &copy->sources.origins[span.tensor]);
+        batch_add(batch, &span, &copy->sources.origins.items[span.tensor]);
     }
     return 0;
 }

@@ -47,7 +47,7 @@ void source_set_close(struct source_set *set)
     for (size_t i = 0; i < set->count; i++)
         tspool_checkpoint_close(set->checkpoints[i]);
     free(set->checkpoints);
-    free(set->origins);
+    origins_deinit(&set->origins);
     free(set->addresses);
 }
 
@@ -66,67 +66,38 @@ uint64_t source_set_bytes(const struct source_set *set)
 
 /* Declaring ---------------------------------------------------------------------------------------------------------- */
 
-/* A shard whose global shape was not recorded (files of PyTorch's writer): as far as its siblings reach. */
-static void reach_of(const struct source_set *set, const struct tspool_tensor_info *shard, uint64_t *reach)
+/* A shard whose global shape was not recorded is as wide as its siblings reach: files of PyTorch's writer. What stands there
+ * alone, at the beginning, is no shard: with several ranks every tensor has a place, those that all of them saved too. */
+static void place_set(const struct source_set *set, const struct origin *origin, uint64_t reach[TSPOOL_RANK_MAX],
+                      struct tspool_tensor *tensor)
 {
-    memset(reach, 0, TSPOOL_RANK_MAX * sizeof *reach);
-    for (size_t i = 0; i < set->origin_count; i++) {
-        struct tspool_tensor_info info = TSPOOL_TENSOR_INFO_INIT;
+    const struct tspool_tensor_info *info = &origin->info;
 
-        tspool_checkpoint_tensor(set->origins[i].checkpoint, set->origins[i].entry, &info);
-        if (strcmp(info.name, shard->name) != 0 || info.rank != shard->rank || !info.global_offsets)
-            continue;
-        for (uint32_t d = 0; d < info.rank; d++)
-            if (info.global_offsets[d] + info.shape[d] > reach[d])
-                reach[d] = info.global_offsets[d] + info.shape[d];
-    }
-}
-
-/* The address that stands for the tensor's memory; the one of the tensor that it is tied to. */
-static const void *address_of(const struct source_set *set, size_t number, const struct tspool_tensor_info *info)
-{
-    size_t stored = 0, first = number - set->origins[number].entry;
-
-    if (info->tied_to && tspool_checkpoint_find(set->origins[number].checkpoint, info->tied_to, &stored) == 0)
-        return &set->addresses[first + stored];
-    return &set->addresses[number];
+    tensor->global_offsets = info->global_offsets;
+    tensor->global_shape = info->global_shape;
+    if (!info->global_offsets || info->global_shape)
+        return;
+    origins_reach(&set->origins, origin, reach);
+    tensor->global_shape = reach;
+    for (uint32_t d = 0; d < info->rank; d++)
+        if (info->global_offsets[d] > 0 || reach[d] != info->shape[d])
+            return;
+    tensor->global_offsets = tensor->global_shape = NULL;
 }
 
 static int tensor_declare(const struct source_set *set, size_t number, struct tspool_save *save, struct tspool_failure *failure)
 {
-    struct tspool_tensor_info info = TSPOOL_TENSOR_INFO_INIT;
+    const struct origin *origin = &set->origins.items[number];
     struct tspool_tensor tensor = TSPOOL_TENSOR_INIT;
     uint64_t reach[TSPOOL_RANK_MAX];
 
-    tspool_checkpoint_tensor(set->origins[number].checkpoint, set->origins[number].entry, &info);
-    tensor.name = info.name;
-    tensor.dtype = info.dtype;
-    tensor.rank = info.rank;
-    tensor.shape = info.shape;
-    tensor.data = address_of(set, number, &info);
-    tensor.global_offsets = info.global_offsets;
-    tensor.global_shape = info.global_shape;
-    if (info.global_offsets && !info.global_shape) {
-        reach_of(set, &info, reach);
-        tensor.global_shape = reach;
-    }
+    tensor.name = origin->info.name;
+    tensor.dtype = origin->info.dtype;
+    tensor.rank = origin->info.rank;
+    tensor.shape = origin->info.shape;
+    tensor.data = &set->addresses[origins_stored(&set->origins, origin) - set->origins.items];
+    place_set(set, origin, reach, &tensor);
     return tspool_save_add(save, &tensor, failure);
-}
-
-static int origins_collect(struct source_set *set, struct tspool_failure *failure)
-{
-    size_t total = 0;
-
-    for (size_t i = 0; i < set->count; i++)
-        total += tspool_checkpoint_count(set->checkpoints[i]);
-    set->origins = calloc(total + 1, sizeof *set->origins);
-    set->addresses = calloc(total + 1, 1);
-    if (!set->origins || !set->addresses)
-        return refuse(failure, ENOMEM, "copy", "no memory");
-    for (size_t i = 0; i < set->count; i++)
-        for (size_t j = 0; j < tspool_checkpoint_count(set->checkpoints[i]); j++)
-            set->origins[set->origin_count++] = (struct origin){ set->checkpoints[i], j };
-    return 0;
 }
 
 static int object_declare(struct tspool_checkpoint *source, size_t number, struct tspool_save *save,
@@ -160,9 +131,13 @@ static int extras_declare(struct tspool_checkpoint *source, struct tspool_save *
 
 int source_set_declare(struct source_set *set, struct tspool_save *save, struct tspool_failure *failure)
 {
-    int error = origins_collect(set, failure);
+    int error = origins_collect(&set->origins, set->checkpoints, set->count);
 
-    for (size_t i = 0; i < set->origin_count && error == 0; i++)
+    if (error == 0 && !(set->addresses = calloc(set->origins.count + 1, 1)))
+        error = -ENOMEM;
+    if (error < 0)
+        return refuse(failure, -error, "copy", "no memory");
+    for (size_t i = 0; i < set->origins.count && error == 0; i++)
         error = tensor_declare(set, i, save, failure);
     for (size_t i = 0; i < set->count && error == 0; i++)
         error = extras_declare(set->checkpoints[i], save, failure);

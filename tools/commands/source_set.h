@@ -2,15 +2,12 @@
 #ifndef COMMANDS_SOURCE_SET_H
 #define COMMANDS_SOURCE_SET_H
 
-#include "command.h"
-
-struct origin { struct tspool_checkpoint *checkpoint; size_t entry; }; /* of a declared tensor, by its number */
+#include "origins.h"
 
 struct source_set {
     struct tspool_checkpoint **checkpoints;
     size_t count;
-    struct origin *origins;
-    size_t origin_count;
+    struct origins origins;   /* of the declared tensors, by number */
     char *addresses;          /* one byte per origin: tied tensors are declared with the same address, never followed */
 };
 
