@@ -116,14 +116,14 @@ def test_an_indexed_folder_of_others_is_read_and_nothing_to_verify_is_said(tmp_p
 def saved_by_ranks(root, world):
     """A published checkpoint of so many ranks, as rank_saver.c describes it."""
     for rank in range(world):
-        subprocess.run([RANK_SAVER, root, "step-1", "ab" * 16, str(rank), str(world), WRITER], stdin=subprocess.DEVNULL, check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run([RANK_SAVER, root, "step-1", "ab" * 16, str(rank), str(world), WRITER], check=True,
+                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     tspool("publish", root / "step-1")
     return root / "step-1"
 
 
 def put_together(folder):
-    """Every tensor, its shards at the places that the files themselves tell, as safetensors finds them; and how often it was there."""
+    """Every tensor, its shards where the files themselves tell, as safetensors finds them; and how often it was there."""
     whole, times = {}, {}
     for file in sorted(folder.glob("*.safetensors")):
         with safetensors.safe_open(file, framework="numpy") as opened:

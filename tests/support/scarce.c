@@ -25,13 +25,16 @@ char *__wrap_strndup(const char *text, size_t size);
 int __wrap_asprintf(char **text, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 static _Thread_local unsigned left; /* allocations until the one that fails, itself counted; 0: plenty */
-static _Thread_local bool reached;
+static _Thread_local bool reached, paused;
 
 void scarce_begin(unsigned number)
 {
     left = number;
-    reached = false;
+    reached = paused = false;
 }
+
+void scarce_pause(void) { paused = true; }
+void scarce_resume(void) { paused = false; }
 
 bool scarce_end(void)
 {
@@ -41,7 +44,7 @@ bool scarce_end(void)
 
 static bool fails(void)
 {
-    if (left == 0 || --left > 0)
+    if (left == 0 || paused || --left > 0)
         return false;
     reached = true;
     errno = ENOMEM;

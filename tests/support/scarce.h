@@ -10,5 +10,8 @@
 void scarce_begin(unsigned number);
 /* Whether it was reached. Memory is plenty again. */
 bool scarce_end(void);
+/* What is allocated in between is not counted and does not fail: the test's own. They do not nest. */
+void scarce_pause(void);
+void scarce_resume(void);
 
 #endif
