@@ -72,6 +72,7 @@
     X(ranks, PART_OF_ANOTHER_SAVE_ACCEPTED, "a part of another save is published with the rest") \
     X(ranks, PART_FILE_SIZE_NOT_COMPARED, "a publisher does not compare a file's size with what the part says") \
     X(ranks, PART_HEADER_DIGEST_NOT_COMPARED, "a publisher does not compare a header's digest with what the part says") \
+    X(ranks, OBJECTS_OF_RANKS_NOT_COMPARED, "of different objects that ranks saved under one name the first is published") \
     X(recovery, PUBLISHED_PARTS_NOT_KNOWN, "a checkpoint of several ranks that was published meanwhile is not known") \
     X(recovery, FOUND_PART_NOT_SYNCED, "a part that was found standing is reported before its directory is synced") \
     X(recovery, RECOVERY_SWEEPS_OTHER_RANKS, "recovery sweeps the other ranks' files too") \

@@ -383,6 +383,23 @@ Test(ranks, header_that_is_not_the_one_of_its_part_is_refused)
     cr_expect(strstr(run.failure.message, MODEL_OF_LAST) && strstr(run.failure.message, "digest"), "%s", run.failure.message);
 }
 
+/* Rank 1 saved once more, something else of the same shapes. */
+static void objects_differ(struct fixture *fixture)
+{
+    sim_state_deinit(&fixture->parts[RANKS - 1]);
+    sim_state_init_part(&fixture->parts[RANKS - 1], SEED + 1, 0, RANKS - 1, RANKS);
+    memcpy(fixture->parts[RANKS - 1].step, fixture->parts[0].step, sizeof(fixture->parts[0].step));
+    cr_assert_not_null(fixture->disk = part_save(fixture, fixture->disk, RANKS - 1, NULL, NULL));
+}
+
+Test(ranks, different_objects_of_one_name_are_refused)
+{
+    struct run run = publish_spoilt(objects_differ);
+
+    cr_expect_eq(run.result, -EINVAL);
+    cr_expect(strstr(run.failure.message, "ranks 0 and 1 saved different objects as"), "%s", run.failure.message);
+}
+
 /* Ranks that are saved again ------------------------------------------------------------------------------------------------- */
 
 struct attempt_seen {
