@@ -4,7 +4,12 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static struct rig rig;
 static struct state state;
@@ -155,6 +160,104 @@ Test(misuse, of_spans)
     span.token = UINT64_MAX;
     cr_assert_eq(tspool_save_filled(save, &span), -EINVAL, "never handed out");
     cr_assert_eq(tspool_save_abort(save), 0);
+    tspool_save_free(save);
+    assert_spool_goes_on();
+}
+
+/* Its results stay; whatever needs the spool is refused. */
+Test(misuse, of_a_save_whose_spool_was_closed)
+{
+    struct tspool *other = rig_open(&rig);
+    struct tspool_save *save = submit(other, "a", &state), *again = NULL;
+    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
+    struct tspool_save_result result = TSPOOL_SAVE_RESULT_INIT;
+    struct tspool_span span = TSPOOL_SPAN_INIT;
+
+    cr_assert_eq(tspool_close(other, MINUTE_NS, NULL), 0);
+    cr_assert_eq(tspool_save_fd(save), -EINVAL);
+    cr_assert_eq(tspool_save_wait(save, TSPOOL_PUBLISHED, 0), -EINVAL);
+    cr_assert_eq(tspool_save_result(save, &result), -EINVAL);
+    cr_assert_eq(tspool_save_abort(save), -EINVAL);
+    cr_assert_eq(tspool_save_rebind(save, 0, state.data[0]), -EINVAL);
+    cr_assert_eq(tspool_save_submit(save, &failure), -EINVAL);
+    cr_assert_eq(tspool_save_next_span(save, &span, 0), -EINVAL);
+    cr_assert_eq(tspool_save_filled(save, &span), -EINVAL);
+    cr_assert_eq(tspool_save_again(spool, "b", save, NULL, &again, &failure), -EINVAL);
+    tspool_save_free(save);
+    assert_holds(&rig, "a", &state);
+    assert_spool_goes_on();
+}
+
+/* It is closed all the same, as if no report had been asked for. */
+Test(misuse, of_the_report_of_a_close)
+{
+    struct tspool_close_report sizeless = { 0 }, unknown = TSPOOL_CLOSE_REPORT_INIT;
+    struct tspool *other = rig_open(&rig);
+
+    tspool_save_free(submit(other, "a", &state));
+    cr_assert_eq(tspool_close(other, MINUTE_NS, &sizeless), -EINVAL);
+    assert_holds(&rig, "a", &state);
+    other = rig_open(&rig);
+    tspool_save_free(submit(other, "b", &state));
+    unknown.mode = (enum tspool_close_mode)7;
+    cr_assert_eq(tspool_close(other, MINUTE_NS, &unknown), 0);
+    assert_holds(&rig, "b", &state);
+}
+
+Test(misuse, of_names_that_something_else_has)
+{
+    struct tspool_save_options options = TSPOOL_SAVE_OPTIONS_INIT;
+    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
+    struct tspool_save *save = NULL;
+    char path[300];
+
+    snprintf(path, sizeof(path), "%s/file", rig.root);
+    close(open(path, O_CREAT | O_WRONLY, 0666));
+    cr_assert_eq(tspool_save_begin(spool, "file", NULL, &save, &failure), -EEXIST);
+    snprintf(path, sizeof(path), "%s/empty", rig.root);
+    cr_assert_eq(mkdir(path, 0777), 0);
+    cr_assert_eq(tspool_save_begin(spool, "empty", NULL, &save, &failure), 0, "it can be published onto");
+    tspool_save_free(save);
+    snprintf(path, sizeof(path), "%s/empty/theirs", rig.root);
+    close(open(path, O_CREAT | O_WRONLY, 0666));
+    cr_assert_eq(tspool_save_begin(spool, "empty", NULL, &save, &failure), -EEXIST, "not any more");
+    options.replace = 1;
+    cr_assert_eq(tspool_save_begin(spool, "empty", &options, &save, &failure), 0, "that is seen when it is replaced");
+    tspool_save_free(save);
+    options.size = 0;
+    cr_assert_eq(tspool_save_begin(spool, "sizeless", &options, &save, &failure), -EINVAL);
+    assert_spool_goes_on();
+}
+
+Test(misuse, of_several_ranks)
+{
+    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
+    struct tspool_save *save = NULL;
+    struct rig ranks = rig;
+    struct tspool *rank;
+
+    ranks.options.world_size = 2;
+    ranks.options.rank = 1;
+    rank = rig_open(&ranks);
+    cr_assert_eq(tspool_save_begin(rank, "a", NULL, &save, &failure), -EINVAL);
+    cr_assert(strstr(failure.message, "save_id"), "%s", failure.message);
+    cr_assert_eq(tspool_close(rank, MINUTE_NS, NULL), 0);
+    assert_spool_goes_on();
+}
+
+/* Out of descriptors: said, and not for ever. */
+Test(misuse, of_descriptors_that_ran_out)
+{
+    struct tspool_save *save = begin(spool, "a", TSPOOL_STAGING_NOW);
+    struct rlimit limit, none;
+
+    cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    none = limit;
+    none.rlim_cur = 0;
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &none), 0);
+    cr_expect_eq(tspool_save_fd(save), -EMFILE);
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    cr_assert_geq(tspool_save_fd(save), 0);
     tspool_save_free(save);
     assert_spool_goes_on();
 }

@@ -43,6 +43,8 @@ Test(refusals, open_names_the_option_that_is_wrong)
 
     rig.options.root = NULL;
     assert_open_refused(EINVAL, "root");
+    rig.options.root = "";
+    assert_open_refused(EINVAL, "root");
     rig.options = good, rig.options.item_bytes = 5000;
     assert_open_refused(EINVAL, "item_bytes");
     rig.options = good, rig.options.item_bytes = 32 << 20;

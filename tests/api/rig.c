@@ -214,6 +214,15 @@ void writer_stop(struct tspool *spool)
 
 void writer_continue(int pid) { cr_assert_eq(kill(pid, SIGCONT), 0); }
 
+extern void __gcov_dump(void) __attribute__((weak)); /* there in a coverage build */
+
+void child_end(int status)
+{
+    if (__gcov_dump)
+        __gcov_dump();
+    _exit(status);
+}
+
 void process_await_end(int pid)
 {
     struct pollfd end = { .fd = pidfd_open(pid, 0), .events = POLLIN };

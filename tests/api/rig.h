@@ -42,6 +42,8 @@ void fill_spans(struct tspool_save *save, const struct state *state);
 
 void writer_stop(struct tspool *spool);  /* SIGSTOP, and waits until it is stopped */
 void writer_continue(int pid);
+/* Ends a forked child: nothing of the test framework runs in it any more, and what it ran counts for the coverage. */
+void child_end(int status) __attribute__((noreturn));
 /* Waits until the process is gone (or a zombie). */
 void process_await_end(int pid);
 

@@ -79,11 +79,11 @@ static int publish(struct tspool_save *save, struct tspool_failure *failure)
     return error;
 }
 
-/* Two saves, the second like the first with one tensor elsewhere. The first error. */
-static int two_saves(struct tspool *spool, bool sharded, struct tspool_failure *failure)
+/* Three saves, the second like the first with one tensor elsewhere, the third like that. The first error. */
+static int three_saves(struct tspool *spool, bool sharded, struct tspool_failure *failure)
 {
     struct tspool_save_options options = TSPOOL_SAVE_OPTIONS_INIT;
-    struct tspool_save *first = NULL, *second = NULL;
+    struct tspool_save *first = NULL, *second = NULL, *third = NULL;
     int error;
 
     options.replace = 1;
@@ -99,12 +99,49 @@ static int two_saves(struct tspool *spool, bool sharded, struct tspool_failure *
         error = -ENOMEM, failure->error = ENOMEM;
     if (error == 0)
         error = publish(second, failure);
+    if (error == 0)
+        error = tspool_save_again(spool, "three", second, &options, &third, failure);
+    if (error == 0)
+        error = publish(third, failure);
     tspool_save_free(first);
     tspool_save_free(second);
+    tspool_save_free(third);
     return error;
 }
 
-static int whole_life(bool sharded, struct tspool_failure *failure)
+/* Filled by the caller, span by span. */
+static int filled_save(struct tspool *spool, struct tspool_failure *failure)
+{
+    struct tspool_save_options options = TSPOOL_SAVE_OPTIONS_INIT;
+    struct tspool_save_result result = TSPOOL_SAVE_RESULT_INIT;
+    struct tspool_span span = TSPOOL_SPAN_INIT;
+    struct tspool_save *save = NULL;
+    int error, got = 1;
+
+    options.replace = 1;
+    options.staging = TSPOOL_STAGING_CALLER;
+    error = tspool_save_begin(spool, "one", &options, &save, failure);
+    if (error == 0)
+        error = declare(save, false, failure);
+    if (error == 0)
+        error = tspool_save_submit(save, failure);
+    while (error == 0 && (got = tspool_save_next_span(save, &span, MINUTE_NS)) == 1) {
+        memset(span.data, 1, span.bytes);
+        error = tspool_save_filled(save, &span);
+    }
+    if (error == 0)
+        error = got < 0 ? got : tspool_save_wait(save, TSPOOL_PUBLISHED, MINUTE_NS);
+    if (error < 0 && tspool_save_result(save, &result) == 0 && result.failure.error)
+        *failure = result.failure;
+    if (error < 0 && !failure->error)
+        failure->error = -error; /* next_span returns no more than that */
+    tspool_save_free(save);
+    return error;
+}
+
+enum saving { WHOLE, SHARDED, FILLED };
+
+static int whole_life(enum saving saving, struct tspool_failure *failure)
 {
     struct tspool *spool = NULL;
     int error = tspool_open(&rig.options, &spool, failure);
@@ -113,34 +150,37 @@ static int whole_life(bool sharded, struct tspool_failure *failure)
         cr_assert_null(spool);
         return error;
     }
-    error = two_saves(spool, sharded, failure);
+    error = saving == FILLED ? filled_save(spool, failure) : three_saves(spool, saving == SHARDED, failure);
     tspool_close(spool, MINUTE_NS, NULL);
     return error;
 }
 
-static void each_fails(bool sharded)
+static void each_fails(enum saving saving)
 {
-    static const char *const published[] = { "one", "two" };
+    static const char *const published[] = { "one", "two", "three" };
+    size_t count = saving == FILLED ? 1 : 3;
     unsigned number = 0, before;
     bool reached = true;
 
-    cr_assert_eq(whole_life(sharded, &(struct tspool_failure)TSPOOL_FAILURE_INIT), 0);
+    cr_assert_eq(whole_life(saving, &(struct tspool_failure)TSPOOL_FAILURE_INIT), 0);
     before = descriptors_open();
     while (reached) {
         struct tspool_failure failure = TSPOOL_FAILURE_INIT;
         int error;
 
         scarce_begin(++number);
-        error = whole_life(sharded, &failure);
+        error = whole_life(saving, &failure);
         reached = scarce_end();
         cr_assert(error == 0 || (reached && error == -ENOMEM && failure.error == ENOMEM), "allocation %u: %d, %s", number, error,
                   failure.message);
-        assert_nothing_but(&rig, published, 2);
+        assert_nothing_but(&rig, published, count);
     }
     cr_assert_gt(number, 50, "it allocates");
     cr_assert_eq(descriptors_open(), before, "something stayed open");
 }
 
-Test(scarce, allocation_of_the_trainer_is_told_or_does_not_matter) { each_fails(false); }
+Test(scarce, allocation_of_the_trainer_is_told_or_does_not_matter) { each_fails(WHOLE); }
 
-Test(scarce, allocation_of_the_trainer_with_sharded_tensors) { each_fails(true); }
+Test(scarce, allocation_of_the_trainer_with_sharded_tensors) { each_fails(SHARDED); }
+
+Test(scarce, allocation_of_the_trainer_that_fills_spans_itself) { each_fails(FILLED); }

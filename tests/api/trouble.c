@@ -647,7 +647,7 @@ Test(trouble, forked_child_is_refused_everywhere)
         int well = child_uses(spool, save);
 
         tspool_save_free(save);
-        _exit(well ? 0 : 1);
+        child_end(well ? 0 : 1);
     }
     cr_assert_eq(waitpid(child, &status, 0), child);
     cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0);

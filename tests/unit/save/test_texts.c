@@ -2,6 +2,7 @@
  * saves share. Memory runs out at each allocation in turn, each name may be missing, each thing declared may differ.
  */
 #include "../../support/scarce.h"
+#include "scripted.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -98,6 +99,34 @@ static void each_allocation_is_told(bool shards)
 
 Test(texts, memory_that_runs_out_is_told_and_asked_for_again) { each_allocation_is_told(false); }
 Test(texts, memory_that_runs_out_for_shards_is_told_and_asked_for_again) { each_allocation_is_told(true); }
+
+/* The supervisor composes them when the save is begun: without memory that save fails, and the writer is not told of it. */
+Test(texts, save_whose_texts_find_no_memory_fails)
+{
+    bool reached = true;
+    unsigned number = 0, failed = 0;
+
+    while (reached) {
+        struct scripted scripted;
+
+        scripted_init(&scripted);
+        scripted_told(&scripted, MESSAGE_HELLO);
+        scripted_say_kind(&scripted, MESSAGE_READY);
+        scarce_begin(++number);
+        scripted_turn(&scripted);
+        reached = scarce_end();
+        if (scripted.save->state == SAVE_RESOLVED) {
+            failed++;
+            cr_assert_eq(scripted.save->result.outcome, TSPOOL_OUTCOME_FAILED);
+            cr_assert_eq(scripted.save->result.failure.error, ENOMEM, "allocation %u", number);
+            cr_assert(scripted_told_nothing(&scripted));
+        } else {
+            scripted_told(&scripted, MESSAGE_BEGIN);
+        }
+        scripted_deinit(&scripted);
+    }
+    cr_assert_gt(failed, 4);
+}
 
 /* Names ------------------------------------------------------------------------------------------------------------------- */
 
