@@ -86,7 +86,7 @@ static struct sim_disk *disk_of(const struct left_behind *scene)
     uint32_t root, file;
 
     hidden_name_make(NAME, save_id, hidden);
-    cr_assert_eq(sim_disk_make(disk, SIM_ROOT, ROOT + 1, true, &root), 0);
+    cr_assert_eq(sim_disk_make(disk, SIM_ROOT, &ROOT[1], true, &root), 0);
     for (const struct put *each = scene->puts; each->name; each++)
         put(disk, root, each);
     if (scene->name_is_file)

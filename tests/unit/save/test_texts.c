@@ -155,7 +155,7 @@ Test(texts, are_all_there_when_none_is_missing)
 
 /* Plans that are shared ----------------------------------------------------------------------------------------------------- */
 
-static const uint64_t strides[] = { TENSOR_BYTES / 2, 1 }, wide_strides[] = { TENSOR_BYTES, 1 };
+static const int64_t strides[] = { TENSOR_BYTES / 2, 1 }, wide_strides[] = { TENSOR_BYTES, 1 };
 static const uint64_t other_shape[] = { 4, TENSOR_BYTES / 4 }, one_shape[] = { TENSOR_BYTES };
 static const uint64_t global[] = { 8, TENSOR_BYTES / 2 }, other_global[] = { 16, TENSOR_BYTES / 2 };
 static const uint64_t place[] = { 2, 0 }, other_place[] = { 4, 0 };
