@@ -35,6 +35,8 @@ struct left_behind {
     struct put puts[6];
     enum recovery_outcome outcome;      /* when nothing fails */
     const char *kept;                   /* a text that must stand somewhere at the end, whatever fails */
+    bool was_never_begun;               /* no BEGIN was sent: nobody knows how its manifest would begin */
+    bool is_unlisted;                   /* nobody says which files it should have */
 };
 
 static const struct left_behind scenes[] = {
@@ -43,6 +45,15 @@ static const struct left_behind scenes[] = {
       RECOVERY_ABSENT, NULL },
     { "a whole one without its name", 1, 0, false, { { true, MANIFEST_NAME, ours }, { true, MODEL, "bytes" } },
       RECOVERY_PUBLISHED, NULL },
+    { "a whole one without its name, of which a file has a short one", 1, 0, false,
+      { { true, MANIFEST_NAME, ours }, { true, "a", "bytes" } }, RECOVERY_PUBLISHED, NULL },
+    { "one whose record is still there", 1, 0, false,
+      { { true, MANIFEST_NAME, ours }, { true, "tspool.part-00001", NULL } }, RECOVERY_ABSENT, NULL },
+    { "one of which nobody says what it should have", 1, 0, false, { { true, MANIFEST_NAME, ours }, { true, MODEL, "bytes" } },
+      RECOVERY_ABSENT, NULL, false, true },
+    { "a whole one, and somebody's directory in its place", 1, 0, false,
+      { { true, MANIFEST_NAME, ours }, { true, MODEL, "bytes" }, { false, "notes.txt", "theirs" } }, RECOVERY_ABSENT, "theirs" },
+    { "one that was never begun, and another", 1, 0, false, { { false, MANIFEST_NAME, other } }, RECOVERY_ABSENT, other, true },
     { "a published one", 1, 0, false, { { false, MANIFEST_NAME, ours } }, RECOVERY_PUBLISHED, ours },
     { "a published one, and what it replaced", 1, 0, false,
       { { false, MANIFEST_NAME, ours }, { true, MANIFEST_NAME, other }, { true, MODEL, "old" } }, RECOVERY_PUBLISHED, ours },
@@ -148,12 +159,14 @@ static struct sim_disk *recover(const struct left_behind *scene, struct sim_disk
 
     if (run->fault)
         sim_world_fault(world, run->fault);
-    *recovery = (struct recovery){ .are_all_there = two_files };
-    cr_assert_eq(recovery_start(recovery, io, scene->mode, root, NAME, save_id, scene->world > 1 ? RANK : 0, scene->world, ours,
-                                sizeof(ours) - 1), 0);
+    *recovery = (struct recovery){ .are_all_there = scene->is_unlisted ? NULL : two_files };
+    cr_assert_eq(recovery_start(recovery, io, scene->mode, root, NAME, save_id, scene->world > 1 ? RANK : 0, scene->world,
+                                scene->was_never_begun ? NULL : ours, scene->was_never_begun ? 0 : sizeof(ours) - 1), 0);
     while (recovery->in_flight) {
-        if (sim_io_ops(io) == run->stop_before)
+        if (sim_io_ops(io) == run->stop_before) {
             recovery_stop(recovery, io);
+            recovery_stop(recovery, io); /* no more than once */
+        }
         cr_assert_eq(io_wait(io, &completion, 1, IO_FOREVER), 1);
         recovery_step(recovery, io, completion.result);
     }
