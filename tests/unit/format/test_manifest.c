@@ -313,8 +313,28 @@ Test(manifest, maps_name_each_thing_once)
     assert_refused(FRONT ",\"files\":[],\"digests\":[],\"shards\":{\"a\":[1],\"a\":[1]}}", "twice");
     assert_refused(FRONT ",\"files\":[],\"digests\":[],\"aliases\":{\"a\":\"a\"}}", "itself");
     assert_refused(FRONT ",\"files\":[],\"digests\":[],\"metadata\":{\"a\":1}}", "string");
-    assert_refused(FRONT ",\"files\":[],\"digests\":[],\"time\":\"yesterday\"}", "time");
-    assert_refused(FRONT ",\"files\":[],\"digests\":[],\"time\":\"2026-13-01T00:00:00Z\"}", "time");
+}
+
+static void time_is(const char *time, bool is_one)
+{
+    char json[300];
+
+    snprintf(json, sizeof json, FRONT ",\"files\":[],\"digests\":[],\"time\":\"%s\"}", time);
+    assert_outcome(json, is_one ? 0 : -EBADMSG, "time");
+}
+
+Test(manifest, time_is_one_of_the_calendar_and_the_clock)
+{
+    static const char *const times[] = { "1970-01-01T00:00:00Z", "2026-12-31T23:59:59Z", "2024-02-29T12:00:00Z" };
+    static const char *const none[] = {
+        "yesterday", "1969-12-31T23:59:59Z", "2026-00-01T00:00:00Z", "2026-13-01T00:00:00Z", "2026-01-00T00:00:00Z",
+        "2026-04-31T00:00:00Z", "2026-01-01T24:00:00Z", "2026-01-01T00:60:00Z", "2026-01-01T00:00:60Z", "2026-01-01 00:00:00Z",
+        "2026-01-01T00:00:0:Z", "2026-01-01T00:00:0/Z", "2026-01-01T00:00:00+" };
+
+    for (size_t i = 0; i < sizeof times / sizeof *times; i++)
+        time_is(times[i], true);
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        time_is(none[i], false);
 }
 
 Test(manifest, a_part_speaks_of_its_own_rank_only)
@@ -325,8 +345,20 @@ Test(manifest, a_part_speaks_of_its_own_rank_only)
     assert_refused(PART(0, "\"files\":[" FILE_OF("a", "index", 1, 1, 1) "],\"digests\":[]"), "another rank");
     assert_refused(PART(2, "\"files\":[],\"digests\":[]"), "another rank");
     assert_refused(PART(0, "\"files\":[],\"digests\":[{\"name\":\"a\",\"rank\":1,\"size\":64,\"digest\":" HEX "}]"), "another rank");
+    assert_refused(PART(1, "\"files\":[" FILE_OF("o.bin", "objects", 1, 10, 10) "],\"digests\":[],\"objects\":["
+                           OBJECT_IN("o.bin", 0, 10) "]"), "another rank");
     assert_refused(FRONT ",\"files\":[],\"digests\":[],\"replace\":1}", "value");
     assert_refused(FRONT ",\"files\":[],\"digests\":[],\"part\":\"0\"}", "integer");
+}
+
+Test(manifest, ranks_are_below_the_world_size)
+{
+    assert_refused(FRONT ",\"files\":[" FILE_OF("a", "index", 1, 1, 1) "],\"digests\":[]}", "world size");
+    assert_refused(FRONT ",\"files\":[],\"digests\":[{\"name\":\"a\",\"rank\":1,\"size\":64,\"digest\":" HEX "}]}",
+                   "world size");
+    assert_refused(FRONT ",\"files\":[" FILE_OF("o.bin", "objects", 0, 10, 10) "],\"digests\":[],\"objects\":["
+                   "{\"name\":\"o\",\"kind\":\"json\",\"rank\":1,\"file\":\"o.bin\",\"offset\":0,\"size\":1,\"digest\":" HEX "}]}",
+                   "world size");
 }
 
 Test(manifest, a_world_of_no_ranks_is_refused)
