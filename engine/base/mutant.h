@@ -81,6 +81,10 @@
     X(collect, TAKEN_DOWN_UNSEEN, "what came under a name meanwhile is deleted for what was there") \
     X(collect, LIVING_ATTEMPT_COLLECTED, "an attempt that began anew is deleted for the dead one") \
     X(collect, FOREIGN_FILES_COLLECTED, "files of others are deleted with a checkpoint") \
+    X(stream, STREAM_FILE_UNSYNCED, "a streamed file gets its name without being synced") \
+    X(stream, STREAM_DIRECTORY_UNSYNCED, "a commit returns before the new name is durable") \
+    X(stream, STREAM_TAIL_NOT_CUT, "the padding of a stream's last write, and the space taken ahead, stay at its end") \
+    X(stream, STREAM_LIVING_ONE_SWEPT, "the hidden file of a living stream is removed by another of that name") \
     X(stream, STREAM_SHORT_WRITE_TAKEN_FOR_WHOLE, "a stream takes a short write for a whole one") \
     X(stream, STREAM_SHORT_WRITE_GOES_ON_ELSEWHERE, "a stream writes what a short write left at the wrong place") \
     X(header_parse, HEADER_LENGTH_UNCHECKED, "the header's length is not checked against the file") \

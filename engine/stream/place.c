@@ -93,7 +93,7 @@ static void remnant_remove(const struct place *place, const char *partial)
 
     if (handle < 0)
         return;
-    if (file_lock(place->io, handle, 0) == 0)
+    if (file_lock(place->io, handle, 0) == 0 || MUTANT(STREAM_LIVING_ONE_SWEPT))
         file_unlink(place->io, place->directory, partial, 0);
     file_close(place->io, handle);
 }
@@ -263,11 +263,11 @@ static int refuse_publish(const struct place *place, const char *operation, int 
 
 int place_publish(struct place *place, uint64_t size, struct tspool_failure *failure)
 {
-    int error = file_truncate(place->io, place->handle, size);
+    int error = MUTANT(STREAM_TAIL_NOT_CUT) ? 0 : file_truncate(place->io, place->handle, size);
 
     if (error < 0)
         return place_refuse(place, TSPOOL_STAGE_SEAL, "truncate", -error, size, NULL, failure);
-    error = file_fsync(place->io, place->handle);
+    error = MUTANT(STREAM_FILE_UNSYNCED) ? 0 : file_fsync(place->io, place->handle);
     if (error < 0)
         return place_refuse(place, TSPOOL_STAGE_SYNC, "fsync", -error, TSPOOL_NO_OFFSET, NULL, failure);
     error = name_give(place);
@@ -275,7 +275,7 @@ int place_publish(struct place *place, uint64_t size, struct tspool_failure *fai
         return refuse_publish(place, "rename", error, error == -EEXIST ?
                               "a file came under this name while this one was written, and it was asked not to replace one" :
                               NULL, failure);
-    error = file_fsync(place->io, place->directory);
+    error = MUTANT(STREAM_DIRECTORY_UNSYNCED) ? 0 : file_fsync(place->io, place->directory);
     if (error < 0)
         return refuse_publish(place, "fsync", error, "the file has its name, but the directory could not be synced: after a "
                               "power cut either the old or the new file may stand there", failure);

@@ -84,7 +84,7 @@ static void allocate_for(struct sink *sink, uint64_t needed)
 static void step_grow(struct sink *sink, uint64_t taken)
 {
     if (sink->step)
-        sink->step = min_u64(max_u64(STEP_FIRST, 2 * taken), STEP_MAX);
+        sink->step = min_u64(2 * taken, STEP_MAX);
 }
 
 static void allocated(struct sink *sink, int64_t result)
