@@ -87,8 +87,15 @@ class Stream(_io.RawIOBase):
             self.write(memoryview(_PIECE)[: offset - begin])
         return self.tell()
 
+    def readinto(self, buffer: Any, /) -> int:
+        raise _io.UnsupportedOperation("a stream is only written")
+
+    def flush(self) -> None:
+        """Nothing to do: nobody else sees the file before it is closed. See `sync`."""
+        self._check()
+
     def sync(self) -> None:
-        """What was written so far is on the disk, under the hidden name. (`flush` has nothing to do.)"""
+        """What was written so far is on the disk, under the hidden name."""
         self._handle.sync()
 
     def fileno(self) -> int:
