@@ -13,6 +13,7 @@ try:
 except ImportError as error:
     raise ImportError("tspool.torch needs PyTorch (2.13 or later): pip install torch", name="torch") from error
 
+from tspool._stream import open
 from tspool.torch._filesystem import FileSystemReader, FileSystemWriter
 from tspool.torch._huggingface import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
@@ -21,4 +22,5 @@ __all__ = [
     "FileSystemWriter",
     "HuggingFaceStorageReader",
     "HuggingFaceStorageWriter",
+    "open",
 ]
