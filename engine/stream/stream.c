@@ -293,9 +293,14 @@ static void *thread_main(void *argument)
 
 static bool is_forgotten(const struct tspool_stream *stream) { return stream->owner != getpid(); }
 
-static int refuse_forgotten(struct tspool_failure *failure)
+/* 0 when the caller may use it. */
+static int stream_check(const struct tspool_stream *stream, struct tspool_failure *failure)
 {
-    return failure_set(failure, TSPOOL_STAGE_WRITE, EPERM, FAILURE_AT(.operation = "write"), FORGOTTEN);
+    if (!stream)
+        return failure_set(failure, TSPOOL_STAGE_WRITE, EINVAL, FAILURE_AT(.operation = "write"), "there is no stream");
+    if (is_forgotten(stream))
+        return failure_set(failure, TSPOOL_STAGE_WRITE, EPERM, FAILURE_AT(.operation = "write"), FORGOTTEN);
+    return 0;
 }
 
 /* With the lock. */
@@ -372,11 +377,11 @@ static bool slot_wait(struct tspool_stream *stream, uint64_t timeout_ns)
 
 int64_t tspool_stream_room(struct tspool_stream *stream, uint64_t timeout_ns, struct tspool_failure *failure)
 {
+    int error = stream_check(stream, failure);
     bool free;
-    int error;
 
-    if (is_forgotten(stream))
-        return refuse_forgotten(failure);
+    if (error < 0)
+        return error;
     if (stream->fill)
         return (int64_t)(stream->block_bytes - stream->fill);
     pthread_mutex_lock(&stream->lock);
@@ -403,9 +408,11 @@ static int slot_filled(struct tspool_stream *stream, struct tspool_failure *fail
 
 int tspool_stream_write(struct tspool_stream *stream, const void *data, size_t bytes, struct tspool_failure *failure)
 {
+    int error = stream_check(stream, failure);
     const uint8_t *from = data;
-    int error = 0;
 
+    if (error == 0 && bytes && !data)
+        error = failure_set(failure, TSPOOL_STAGE_WRITE, EINVAL, FAILURE_AT(.operation = "write"), "there are no bytes to write");
     while (bytes && error == 0) {
         int64_t room = tspool_stream_room(stream, UINT64_MAX, failure);
         size_t size;
@@ -424,19 +431,23 @@ int tspool_stream_write(struct tspool_stream *stream, const void *data, size_t b
     return error;
 }
 
-uint64_t tspool_stream_tell(const struct tspool_stream *stream) { return stream->told; }
+uint64_t tspool_stream_tell(const struct tspool_stream *stream) { return stream ? stream->told : 0; }
 
 int tspool_stream_sync(struct tspool_stream *stream, struct tspool_failure *failure)
 {
-    return is_forgotten(stream) ? refuse_forgotten(failure) : request_make(stream, REQUEST_SYNC, failure);
+    int error = stream_check(stream, failure);
+
+    return error < 0 ? error : request_make(stream, REQUEST_SYNC, failure);
 }
 
 int tspool_stream_report(struct tspool_stream *stream, struct tspool_stream_report *report)
 {
-    size_t size = report->size;
+    int error = stream_check(stream, NULL);
+    size_t size;
 
-    if (is_forgotten(stream))
-        return -EPERM;
+    if (error < 0 || !report)
+        return error < 0 ? error : -EINVAL;
+    size = report->size;
     if (size < sizeof report->size || size > sizeof *report)
         return -EINVAL;
     pthread_mutex_lock(&stream->lock);
@@ -555,6 +566,8 @@ int tspool_stream_open(const char *path, const struct tspool_stream_options *giv
     struct tspool_stream *made;
     int error = options_take(given, &options);
 
+    if (!path || !stream)
+        return stream_refuse(path, EINVAL, "open", "a path, and a place for the stream, are needed", failure);
     if (error < 0)
         return stream_refuse(path, -error, "open", "block_bytes must be a multiple of 4096 up to 16 MiB, depth 2..256, and size "
                              "that of the options", failure);
@@ -593,10 +606,13 @@ static void stream_forget(struct tspool_stream *stream)
 
 int tspool_stream_commit(struct tspool_stream *stream, struct tspool_failure *failure)
 {
-    if (!is_forgotten(stream))
+    int error = stream_check(stream, failure);
+
+    if (error == 0)
         return stream_end(stream, REQUEST_COMMIT, failure);
-    stream_forget(stream);
-    return refuse_forgotten(failure);
+    if (stream)
+        stream_forget(stream);
+    return error;
 }
 
 void tspool_stream_abort(struct tspool_stream *stream)

@@ -249,7 +249,7 @@ def overview_check(text, declared):
     functions = set(re.findall(r"\b(tspool_\w+)\s*\(", re.sub(r"typedef[^;]*;", "", declared)))
     same("tspool.7 speaks of every function, and of no other", functions, re.findall(r"\bFn (tspool_\w+)", text),
          "the headers", "the page")
-    for name in ("tspool_options", "tspool_save_options", "tspool_checkpoint_options"):
+    for name in ("tspool_options", "tspool_save_options", "tspool_checkpoint_options", "tspool_stream_options"):
         part = text.split(f".Ss struct {name}\n")[-1].split(".Ss ")[0].split(".Sh ")[0]
         listed = {word for line in re.findall(r"^\.It Va (.*)$", part, flags=re.M) for word in line.split() if word != ","}
         same(f"tspool.7 lists the members of struct {name}", members(declared, name), listed, "the header", "the page")
