@@ -35,7 +35,7 @@ enum slot_state {
 };
 struct slot { struct sink_block block; uint8_t *memory; enum slot_state state; }; /* block first: a block is a slot */
 
-enum request { REQUEST_NONE, REQUEST_OPEN, REQUEST_SYNC, REQUEST_COMMIT, REQUEST_ABORT }; /* the last two end the thread */
+enum request { REQUEST_NONE, REQUEST_OPEN, REQUEST_SYNC, REQUEST_DESCRIPTOR, REQUEST_COMMIT, REQUEST_ABORT }; /* the last two end the thread */
 
 struct tspool_stream {
     pid_t owner;
@@ -49,11 +49,12 @@ struct tspool_stream {
     size_t fill;                    /* how much is in it, */
     uint64_t told;                  /* and bytes written so far */
 
-    struct io *io;                  /* thread's, these three */
+    struct io *io;                  /* thread's, down to the lock */
     struct place place;
     struct sink sink;
     struct op watch;
     bool watching, broken;          /* broken: the io is beyond use */
+    int descriptor;                 /* for others to read; -1: nobody asked */
     struct place_request wanted;    /* read by REQUEST_OPEN */
     uint64_t expected_bytes;
 
@@ -218,14 +219,35 @@ static int request_open(struct tspool_stream *stream, struct tspool_failure *fai
     return 0;
 }
 
-static int request_sync(struct tspool_stream *stream)
+/* An error of the file is the stream's for ever: what an fsync has lost no later one brings back. */
+static int request_fail(struct tspool_stream *stream, enum tspool_stage stage, const char *operation, int error)
 {
     struct sink *sink = &stream->sink;
+
+    sink->error = place_refuse(&stream->place, stage, operation, -error, TSPOOL_NO_OFFSET, NULL, &sink->failure);
+    return sink->error;
+}
+
+static int request_sync(struct tspool_stream *stream)
+{
     int error = file_fsync(stream->io, stream->place.handle);
 
+    return error < 0 ? request_fail(stream, TSPOOL_STAGE_SYNC, "fsync", error) : 0;
+}
+
+/* Who looks at the file finds it as long as it is: the space taken ahead goes, and is taken again by whatever is written next. */
+static int request_descriptor(struct tspool_stream *stream)
+{
+    int error = file_truncate(stream->io, stream->place.handle, stream->told);
+
     if (error < 0)
-        sink->error = place_refuse(&stream->place, TSPOOL_STAGE_SYNC, "fsync", -error, TSPOOL_NO_OFFSET, NULL, &sink->failure);
-    return sink->error;
+        return request_fail(stream, TSPOOL_STAGE_SEAL, "truncate", error);
+    stream->sink.allocated = align_down(stream->told, stream->place.align);
+    error = request_sync(stream);
+    if (error < 0 || stream->descriptor >= 0)
+        return error;
+    stream->descriptor = file_open(stream->io, stream->place.directory, stream->place.partial, OPEN_READ);
+    return stream->descriptor < 0 ? request_fail(stream, TSPOOL_STAGE_OPEN, "open", stream->descriptor) : 0;
 }
 
 static int request_run(struct tspool_stream *stream, enum request request, struct tspool_failure *failure)
@@ -237,9 +259,11 @@ static int request_run(struct tspool_stream *stream, enum request request, struc
         error = request_open(stream, failure);
     else if (error == 0 && request == REQUEST_SYNC)
         error = request_sync(stream);
+    else if (error == 0 && request == REQUEST_DESCRIPTOR)
+        error = request_descriptor(stream);
     else if (error == 0 && request == REQUEST_COMMIT)
         error = place_publish(&stream->place, stream->told, failure);
-    if (error < 0 && request == REQUEST_SYNC)
+    if (error < 0 && (request == REQUEST_SYNC || request == REQUEST_DESCRIPTOR))
         *failure = stream->sink.failure;
     return error;
 }
@@ -247,6 +271,7 @@ static int request_run(struct tspool_stream *stream, enum request request, struc
 /* The io and all that stands on it; an io that broke has left the hidden file to the next stream of that name. */
 static void thread_end(struct tspool_stream *stream)
 {
+    file_close(stream->io, stream->descriptor);
     place_abandon(&stream->place);
     io_destroy(stream->io);
     stream->io = NULL;
@@ -440,6 +465,15 @@ int tspool_stream_sync(struct tspool_stream *stream, struct tspool_failure *fail
     return error < 0 ? error : request_make(stream, REQUEST_SYNC, failure);
 }
 
+int tspool_stream_fd(struct tspool_stream *stream, struct tspool_failure *failure)
+{
+    int error = stream_check(stream, failure);
+
+    if (error == 0)
+        error = request_make(stream, REQUEST_DESCRIPTOR, failure);
+    return error < 0 ? error : stream->descriptor;
+}
+
 int tspool_stream_report(struct tspool_stream *stream, struct tspool_stream_report *report)
 {
     int error = stream_check(stream, NULL);
@@ -550,7 +584,7 @@ static struct tspool_stream *stream_make(const char *path, const struct tspool_s
 
     if (!stream)
         return NULL;
-    *stream = (struct tspool_stream){ .owner = getpid(), .wake = -1, .depth = options->depth, .block_bytes = options->block_bytes,
+    *stream = (struct tspool_stream){ .owner = getpid(), .wake = -1, .descriptor = -1, .depth = options->depth, .block_bytes = options->block_bytes,
                                       .wanted = { path, options->keep, options->buffered },
                                       .expected_bytes = options->expected_bytes, .failure = TSPOOL_FAILURE_INIT,
                                       .sink = { .failure = TSPOOL_FAILURE_INIT }, .report = TSPOOL_STREAM_REPORT_INIT };
@@ -598,6 +632,7 @@ static int stream_end(struct tspool_stream *stream, enum request request, struct
 /* A child's copies of the descriptors keep the hidden file's lock for as long as they are open. */
 static void stream_forget(struct tspool_stream *stream)
 {
+    file_close(NULL, stream->descriptor);
     file_close(NULL, stream->place.handle);
     file_close(NULL, stream->place.directory);
     free(stream->place.path);

@@ -8,7 +8,8 @@
  * buffers, several writes in flight while the caller fills the next one. Until the commit they stand in a hidden file beside
  * (".model.pt.tspool-<16 hex digits>.partial"); whatever had the name keeps it, and is replaced in one step.
  *
- * A process that dies leaves the hidden file; the next stream that is opened for the same path removes it.
+ * A process that dies leaves the hidden file; a stream that is opened for the same path removes it, once the last write of the
+ * dead one has ended.
  *
  * Threads: a stream is used by one thread at a time, any; several streams at once are independent. Each has a thread of its own,
  * named "tspool-f", that blocks all signals.
@@ -52,6 +53,11 @@ int64_t tspool_stream_room(struct tspool_stream *stream, uint64_t timeout_ns, st
 
 /* What was written so far is on the disk, under the hidden name, when it returns 0. The stream goes on. */
 int tspool_stream_sync(struct tspool_stream *stream, struct tspool_failure *failure);
+
+/* A descriptor for those who ask for one to sync or look at the file: of the hidden file, for reading only, because a write by
+ * anybody else would come into the middle. What was written so far is on the disk and the file is as long as that, as after a sync.
+ * The stream's, and closed with it; a second call gives the same one. */
+int tspool_stream_fd(struct tspool_stream *stream, struct tspool_failure *failure);
 
 uint64_t tspool_stream_tell(const struct tspool_stream *stream); /* bytes written so far */
 

@@ -209,7 +209,7 @@ static PyObject *stream_report(PyObject *object, PyObject *unused)
 struct ending {
     struct tspool_stream *stream; /* NULL when the call has freed it */
     struct tspool_failure failure;
-    int error;
+    int error; /* or a result */
 };
 
 static void sync_work(void *argument)
@@ -217,6 +217,13 @@ static void sync_work(void *argument)
     struct ending *ending = argument;
 
     ending->error = tspool_stream_sync(ending->stream, &ending->failure);
+}
+
+static void descriptor_work(void *argument)
+{
+    struct ending *ending = argument;
+
+    ending->error = tspool_stream_fd(ending->stream, &ending->failure);
 }
 
 static void commit_work(void *argument)
@@ -260,7 +267,7 @@ static PyObject *ending_run(StreamObject *self, void (*work)(void *))
     if (ending->error < 0)
         failure_raise("stream", ending->error, &ending->failure);
     else
-        answer = Py_NewRef(Py_None);
+        answer = PyLong_FromLong(ending->error);
     free(ending);
     return answer;
 }
@@ -277,9 +284,18 @@ static PyObject *stream_end(PyObject *object, void (*work)(void *))
     return answer;
 }
 
-static PyObject *stream_sync(PyObject *self, PyObject *unused) { return stream_end(self, sync_work); }
-static PyObject *stream_commit(PyObject *self, PyObject *unused) { return stream_end(self, commit_work); }
-static PyObject *stream_abort(PyObject *self, PyObject *unused) { return stream_end(self, abort_work); }
+static PyObject *none_of(PyObject *answer)
+{
+    if (!answer)
+        return NULL;
+    Py_DECREF(answer);
+    Py_RETURN_NONE;
+}
+
+static PyObject *stream_sync(PyObject *self, PyObject *unused) { return none_of(stream_end(self, sync_work)); }
+static PyObject *stream_fileno(PyObject *self, PyObject *unused) { return stream_end(self, descriptor_work); }
+static PyObject *stream_commit(PyObject *self, PyObject *unused) { return none_of(stream_end(self, commit_work)); }
+static PyObject *stream_abort(PyObject *self, PyObject *unused) { return none_of(stream_end(self, abort_work)); }
 
 static void stream_dealloc(PyObject *object)
 {
@@ -302,6 +318,7 @@ static PyMethodDef stream_methods[] = {
     { "tell", stream_tell, METH_NOARGS, "tell() -> bytes written so far" },
     { "report", stream_report, METH_NOARGS, "report() -> (direct, backend, writes, short_writes)" },
     { "sync", stream_sync, METH_NOARGS, "sync(): what was written is on the disk, under the hidden name" },
+    { "fileno", stream_fileno, METH_NOARGS, "fileno() -> a descriptor for reading; what was written is on the disk" },
     { "commit", stream_commit, METH_NOARGS, "commit(): durable under its name; the stream is gone" },
     { "abort", stream_abort, METH_NOARGS, "abort(): as if it had never been; the stream is gone" },
     { NULL, NULL, 0, NULL },

@@ -98,8 +98,13 @@ class Stream(_io.RawIOBase):
         """What was written so far is on the disk, under the hidden name."""
         self._handle.sync()
 
+    fsync = sync  # as multi-storage-client's files have it
+
     def fileno(self) -> int:
-        raise _io.UnsupportedOperation("there is no descriptor that others could write to in between; os.fsync: use sync()")
+        """For `os.fsync(file.fileno())`: syncs, and gives a descriptor of the hidden file, for reading only. A write by anybody else
+        would come into the middle, so who writes to descriptors (numpy's tofile, torch.save's old format) gets EBADF."""
+        self._check()
+        return self._handle.fileno()
 
     # The end -----------------------------------------------------------------------------------------------------------
 

@@ -133,6 +133,34 @@ Test(stream, sync_keeps_the_block_at_hand_and_the_old_file)
     free(bytes);
 }
 
+/* Others may look: at all that was written and nothing more, and without a way to write into the middle. */
+Test(stream, descriptor_is_for_looking)
+{
+    uint8_t *bytes = bytes_make(5 * MIB), *found = malloc(5 * MIB);
+    struct tspool_stream *stream = opened();
+    size_t at = 0;
+    int fd = -1;
+
+    for (size_t piece = 1; at + piece < 5 * MIB; at += piece, piece = piece * 3 + 1) {
+        struct stat status;
+        int again = tspool_stream_fd(stream, &failure);
+
+        cr_assert(again >= 0 && (fd < 0 || again == fd), "%s", failure.message);
+        fd = again;
+        cr_assert_eq(fstat(fd, &status), 0);
+        cr_assert_eq((size_t)status.st_size, at);
+        cr_assert_eq(pread(fd, found, 5 * MIB, 0), (ssize_t)at);
+        cr_assert(memcmp(found, bytes, at) == 0);
+        cr_assert(write(fd, "x", 1) < 0 && errno == EBADF);
+        cr_assert_eq(tspool_stream_write(stream, bytes + at, piece, &failure), 0);
+    }
+    cr_assert_eq(tspool_stream_commit(stream, &failure), 0, "%s", failure.message);
+    cr_assert(fcntl(fd, F_GETFD) < 0, "it is still open");
+    assert_file_is(bytes, at);
+    free(bytes);
+    free(found);
+}
+
 Test(stream, abort_leaves_what_was_there)
 {
     uint8_t *bytes = bytes_make(5 * MIB);
@@ -226,7 +254,7 @@ static int child_tries(struct tspool_stream *stream, const uint8_t *bytes)
 {
     struct tspool_stream_report report = TSPOOL_STREAM_REPORT_INIT;
     bool refused = tspool_stream_write(stream, bytes, 1, &failure) == -EPERM && failure.cause[0] &&
-                   tspool_stream_room(stream, 0, NULL) == -EPERM && tspool_stream_sync(stream, NULL) == -EPERM &&
+                   tspool_stream_room(stream, 0, NULL) == -EPERM && tspool_stream_fd(stream, NULL) == -EPERM && tspool_stream_sync(stream, NULL) == -EPERM &&
                    tspool_stream_report(stream, &report) == -EPERM;
 
     tspool_stream_abort(stream);
@@ -339,6 +367,7 @@ Test(stream, nothing_where_a_stream_must_be)
     cr_assert_eq(tspool_stream_write(NULL, "x", 1, &failure), -EINVAL);
     cr_assert_eq(tspool_stream_room(NULL, 0, &failure), -EINVAL);
     cr_assert_eq(tspool_stream_sync(NULL, &failure), -EINVAL);
+    cr_assert_eq(tspool_stream_fd(NULL, &failure), -EINVAL);
     cr_assert_eq(tspool_stream_commit(NULL, &failure), -EINVAL);
     cr_assert_eq(tspool_stream_report(NULL, &report), -EINVAL);
     cr_assert_eq(tspool_stream_report(stream, NULL), -EINVAL);

@@ -1,10 +1,12 @@
 """torch.save into tspool.torch.open, and torch.load of what it left."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,10 +66,29 @@ def test_bytes_are_those_of_torchs_own_file(tmp_path):
     assert (tmp_path / "ours.pt").read_bytes() == (tmp_path / "theirs.pt").read_bytes()
 
 
-def test_legacy_format_too(tmp_path):
-    with tspool.torch.open(tmp_path / "legacy.pt") as file:
-        torch.save({"w": state_of()["strided"], "step": 1}, file, _use_new_zipfile_serialization=False)
-    assert_equal(torch.load(tmp_path / "legacy.pt"), {"w": state_of()["strided"], "step": 1})
+def test_old_format_which_writes_to_descriptors_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="Bad file descriptor"), tspool.torch.open(tmp_path / "old.pt") as file:
+        torch.save({"w": torch.ones(5)}, file, _use_new_zipfile_serialization=False)
+    assert os.listdir(tmp_path) == []
+    with tspool.torch.open(tmp_path / "old.pt") as file:  # without the descriptor it is a stream like others
+        torch.save({"w": torch.ones(5)}, SimpleNamespace(write=file.write, flush=file.flush), _use_new_zipfile_serialization=False)
+    assert torch.equal(torch.load(tmp_path / "old.pt")["w"], torch.ones(5))
+
+
+@pytest.mark.parametrize("sync", [lambda stream: stream.fsync(), lambda stream: os.fsync(stream.fileno())])
+def test_items_of_a_checkpoint_one_after_the_other_as_nvrx_writes_them(tmp_path, sync):
+    """NVIDIA's resiliency extension: `with open_file(name, "wb") as stream`, one torch.save per item, its place by tell(), and a sync
+    by the stream (multi-storage-client) or by its descriptor."""
+    items, places = [torch.randn(n, 1000) for n in (3, 700, 1)], []
+    with tspool.torch.open(tmp_path / "__0_0.distcp", "wb") as stream:
+        for item in items:
+            begin = stream.tell()
+            torch.save(item, stream)
+            places.append((begin, stream.tell() - begin))
+        sync(stream)
+    data = (tmp_path / "__0_0.distcp").read_bytes()
+    for item, (begin, size) in zip(items, places, strict=True):
+        assert torch.equal(torch.load(io.BytesIO(data[begin : begin + size])), item)
 
 
 def test_skipped_data_is_a_hole_of_zeros(tmp_path):
