@@ -37,7 +37,7 @@ static int refuse_open(const struct place *place, const char *operation, int err
     return place_refuse(place, TSPOOL_STAGE_OPEN, operation, error, TSPOOL_NO_OFFSET, cause, failure);
 }
 
-/* The directory ------------------------------------------------------------------------------------------------------------ */
+/* The directory ---------------------------------------------------------------------------------------------------- */
 
 /* "a/b/c" is "c" in "a/b/."; the dot has a link followed that stands for the directory, which is the user's to set. */
 static int directory_open(struct place *place, struct tspool_failure *failure)
@@ -85,7 +85,7 @@ static int target_check(const struct place *place, struct tspool_failure *failur
     return 0;
 }
 
-/* What the dead left -------------------------------------------------------------------------------------------------------- */
+/* What the dead left ----------------------------------------------------------------------------------------------- */
 
 static void remnant_remove(const struct place *place, const char *partial)
 {
@@ -110,7 +110,7 @@ static void remnants_sweep(const struct place *place)
     io_list_free(&list);
 }
 
-/* The hidden file ------------------------------------------------------------------------------------------------------------ */
+/* The hidden file -------------------------------------------------------------------------------------------------- */
 
 static void hidden_close(struct place *place)
 {
@@ -230,7 +230,7 @@ int place_open(struct io *io, const struct place_request *request, struct place 
     return error < 0 ? refuse_open(place, "open", -error, NULL, failure) : 0;
 }
 
-/* Publishing ----------------------------------------------------------------------------------------------------------------- */
+/* Publishing ------------------------------------------------------------------------------------------------------- */
 
 static bool no_replace_is_refused(int error) { return error == -EINVAL || error == -ENOSYS || error == -EOPNOTSUPP; }
 

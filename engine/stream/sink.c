@@ -55,7 +55,7 @@ static void sink_fail(struct sink *sink, const char *operation, int error, uint6
     sink_give_up(sink);
 }
 
-/* Space ------------------------------------------------------------------------------------------------------------------- */
+/* Space ------------------------------------------------------------------------------------------------------------ */
 
 static uint64_t block_end(const struct sink_block *block) { return block->op.file_offset + block->op.size; }
 
@@ -120,7 +120,7 @@ static void space_take_ahead(struct sink *sink, uint64_t written_to)
         allocate_begin(sink, sink->allocated + sink->step);
 }
 
-/* Writing ------------------------------------------------------------------------------------------------------------------ */
+/* Writing ---------------------------------------------------------------------------------------------------------- */
 
 /* 0; 1 when the io has no room just now. */
 static int block_submit(struct sink *sink, struct sink_block *block)

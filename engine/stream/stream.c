@@ -1,8 +1,8 @@
 /* stream/stream.c - the stream that callers have: a ring of blocks between them and a thread that owns the io.
  *
- * A backend belongs to one thread, and a stream may be used by any, one after the other: so the io is its own thread's. The caller
- * copies into the block at hand and hands it over when it is full; the thread writes what it is handed, gives blocks back, and
- * answers requests (open, sync, commit, abort), of which there is one at a time, when everything handed over before has ended.
+ * A backend belongs to one thread, and a stream may be used by any, one after the other: so the io is its own thread's. The
+ * caller copies into the block at hand and hands it over when it is full; the thread writes what it is handed, gives blocks
+ * back, and answers requests (open, sync, commit, ...), one at a time, when everything handed over before has ended.
  *
  * Of a slot's memory there is one owner: the caller while it is FREE, the sink while it is TAKEN. Slots are filled in ring order.
  */
@@ -35,7 +35,8 @@ enum slot_state {
 };
 struct slot { struct sink_block block; uint8_t *memory; enum slot_state state; }; /* block first: a block is a slot */
 
-enum request { REQUEST_NONE, REQUEST_OPEN, REQUEST_SYNC, REQUEST_DESCRIPTOR, REQUEST_COMMIT, REQUEST_ABORT }; /* the last two end the thread */
+/* The caller sets one and waits; the thread answers it by NONE. The last two end the thread. */
+enum request { REQUEST_NONE, REQUEST_OPEN, REQUEST_SYNC, REQUEST_DESCRIPTOR, REQUEST_COMMIT, REQUEST_ABORT };
 
 struct tspool_stream {
     pid_t owner;
@@ -68,7 +69,7 @@ struct tspool_stream {
     struct tspool_stream_report report;
 };
 
-/* The thread ------------------------------------------------------------------------------------------------------------------ */
+/* The thread ------------------------------------------------------------------------------------------------------- */
 
 static void slot_written(void *context, struct sink_block *block)
 {
@@ -204,7 +205,7 @@ static enum request thread_next(struct tspool_stream *stream)
     }
 }
 
-/* Requests -------------------------------------------------------------------------------------------------------------------- */
+/* Requests --------------------------------------------------------------------------------------------------------- */
 
 static int request_open(struct tspool_stream *stream, struct tspool_failure *failure)
 {
@@ -314,7 +315,7 @@ static void *thread_main(void *argument)
     return NULL;
 }
 
-/* The caller ------------------------------------------------------------------------------------------------------------------ */
+/* The caller ------------------------------------------------------------------------------------------------------- */
 
 static bool is_forgotten(const struct tspool_stream *stream) { return stream->owner != getpid(); }
 
@@ -491,9 +492,9 @@ int tspool_stream_report(struct tspool_stream *stream, struct tspool_stream_repo
     return 0;
 }
 
-/* Beginning and end ----------------------------------------------------------------------------------------------------------- */
+/* Beginning and end ------------------------------------------------------------------------------------------------ */
 
-/* Not mapped in forked children, which have no use for it: a page that both see would have to be copied when it is filled again. */
+/* Not mapped in forked children, which have no use for it: a page that both see would be copied when it is filled again. */
 static int memory_map(struct tspool_stream *stream)
 {
     size_t bytes = (size_t)stream->block_bytes * stream->depth;
@@ -584,7 +585,8 @@ static struct tspool_stream *stream_make(const char *path, const struct tspool_s
 
     if (!stream)
         return NULL;
-    *stream = (struct tspool_stream){ .owner = getpid(), .wake = -1, .descriptor = -1, .depth = options->depth, .block_bytes = options->block_bytes,
+    *stream = (struct tspool_stream){ .owner = getpid(), .wake = -1, .descriptor = -1, .depth = options->depth,
+                                      .block_bytes = options->block_bytes,
                                       .wanted = { path, options->keep, options->buffered },
                                       .expected_bytes = options->expected_bytes, .failure = TSPOOL_FAILURE_INIT,
                                       .sink = { .failure = TSPOOL_FAILURE_INIT }, .report = TSPOOL_STREAM_REPORT_INIT };

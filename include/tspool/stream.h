@@ -55,7 +55,7 @@ int64_t tspool_stream_room(struct tspool_stream *stream, uint64_t timeout_ns, st
 int tspool_stream_sync(struct tspool_stream *stream, struct tspool_failure *failure);
 
 /* A descriptor for those who ask for one to sync or look at the file: of the hidden file, for reading only, because a write by
- * anybody else would come into the middle. What was written so far is on the disk and the file is as long as that, as after a sync.
+ * anybody else would come into the middle. What was written so far is on the disk, and the file is as long as that.
  * The stream's, and closed with it; a second call gives the same one. */
 int tspool_stream_fd(struct tspool_stream *stream, struct tspool_failure *failure);
 

@@ -64,7 +64,7 @@ class Stream(_io.RawIOBase):
     def __repr__(self) -> str:
         return f"<tspool.Stream {self.name!r}{' closed' if self._over else ''}>"
 
-    # Writing -----------------------------------------------------------------------------------------------------------
+    # Writing -------------------------------------------------------------------------------------------------------
 
     def writable(self) -> bool:
         self._check()
@@ -101,12 +101,12 @@ class Stream(_io.RawIOBase):
     fsync = sync  # as multi-storage-client's files have it
 
     def fileno(self) -> int:
-        """For `os.fsync(file.fileno())`: syncs, and gives a descriptor of the hidden file, for reading only. A write by anybody else
-        would come into the middle, so who writes to descriptors (numpy's tofile, torch.save's old format) gets EBADF."""
+        """For `os.fsync(file.fileno())`: syncs, and gives a descriptor of the hidden file, for reading only. A write by anybody
+        else would come into the middle, so who writes to descriptors (numpy's tofile, torch.save's old format) gets EBADF."""
         self._check()
         return self._handle.fileno()
 
-    # The end -----------------------------------------------------------------------------------------------------------
+    # The end -------------------------------------------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:

@@ -18,10 +18,11 @@ from tspool import _files
 from tspool._spool import Io
 
 try:
-    from torch_checkpointing.storage.base_storage import Storage, StorageConfig
+    from torch_checkpointing.storage.base_storage import Storage, StorageConfig  # type: ignore[import-not-found,unused-ignore]
 except ImportError as error:
     raise ImportError(
-        "tspool.torch_checkpointing needs torch_checkpointing: pip install git+https://github.com/meta-pytorch/torch_checkpointing",
+        "tspool.torch_checkpointing needs torch_checkpointing: "
+        "pip install git+https://github.com/meta-pytorch/torch_checkpointing",
         name="torch_checkpointing",
     ) from error
 
@@ -29,7 +30,7 @@ __all__ = ["TspoolStorage", "TspoolStorageConfig", "mmap_fill"]
 
 
 @dataclass
-class TspoolStorageConfig(StorageConfig):  # type: ignore[misc]
+class TspoolStorageConfig(StorageConfig):  # type: ignore[misc,unused-ignore]
     """How files are written and read. It travels to the checkpoint process; the storage is made there."""
 
     io: Io = "auto"
@@ -47,7 +48,7 @@ class TspoolStorageConfig(StorageConfig):  # type: ignore[misc]
         return TspoolStorage(self)
 
 
-class TspoolStorage(_files.Files, Storage):  # type: ignore[misc]
+class TspoolStorage(_files.Files, Storage):  # type: ignore[misc,unused-ignore]
     """A `Storage` over the engine's streams. What it wrote, made, renamed and deleted is on the disk when it returns."""
 
     def __init__(self, config: TspoolStorageConfig) -> None:

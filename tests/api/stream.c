@@ -98,7 +98,8 @@ static void write_and_commit(const uint8_t *bytes, size_t size, size_t piece)
 
 Test(stream, file_is_what_was_written_in_pieces_of_any_size)
 {
-    static const size_t sizes[] = { 0, 1, 4095, 4096, 4097, 65536, 65537, 3 * MIB + 11 }, pieces[] = { 700, 4096, 65536, 2 * MIB };
+    static const size_t sizes[] = { 0, 1, 4095, 4096, 4097, 65536, 65537, 3 * MIB + 11 };
+    static const size_t pieces[] = { 700, 4096, 65536, 2 * MIB };
 
     for (int io = TSPOOL_IO_AUTO; io <= TSPOOL_IO_THREADS; io += TSPOOL_IO_THREADS)
         for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
@@ -220,7 +221,7 @@ Test(stream, report_tells_how_the_bytes_go)
     free(bytes);
 }
 
-/* Threads and processes ------------------------------------------------------------------------------------------------------- */
+/* Threads and processes -------------------------------------------------------------------------------------------- */
 
 struct hand { struct tspool_stream *stream; const uint8_t *bytes; };
 
@@ -254,8 +255,8 @@ static int child_tries(struct tspool_stream *stream, const uint8_t *bytes)
 {
     struct tspool_stream_report report = TSPOOL_STREAM_REPORT_INIT;
     bool refused = tspool_stream_write(stream, bytes, 1, &failure) == -EPERM && failure.cause[0] &&
-                   tspool_stream_room(stream, 0, NULL) == -EPERM && tspool_stream_fd(stream, NULL) == -EPERM && tspool_stream_sync(stream, NULL) == -EPERM &&
-                   tspool_stream_report(stream, &report) == -EPERM;
+                   tspool_stream_room(stream, 0, NULL) == -EPERM && tspool_stream_fd(stream, NULL) == -EPERM &&
+                   tspool_stream_sync(stream, NULL) == -EPERM && tspool_stream_report(stream, &report) == -EPERM;
 
     tspool_stream_abort(stream);
     return refused ? 0 : 1;
@@ -310,7 +311,7 @@ Test(stream, what_the_dead_left_goes_and_what_the_living_have_stays)
     free(bytes);
 }
 
-/* Refusals -------------------------------------------------------------------------------------------------------------------- */
+/* Refusals --------------------------------------------------------------------------------------------------------- */
 
 static void assert_refused(int error, const char *at)
 {
@@ -411,7 +412,7 @@ Test(stream, first_error_is_told_by_every_later_call_and_abort_cleans_up)
     free(bytes);
 }
 
-/* Memory that runs out --------------------------------------------------------------------------------------------------------- */
+/* Memory that runs out --------------------------------------------------------------------------------------------- */
 
 Test(stream, allocation_that_fails_is_told_and_nothing_stays_open)
 {
@@ -428,7 +429,8 @@ Test(stream, allocation_that_fails_is_told_and_nothing_stays_open)
         scarce_begin(++number);
         error = tspool_stream_open(path, &options, &stream, &failure);
         reached = scarce_end();
-        cr_assert(error == 0 || (reached && error == -ENOMEM && failure.error == ENOMEM), "allocation %u: %s", number, failure.message);
+        cr_assert(error == 0 || (reached && error == -ENOMEM && failure.error == ENOMEM), "allocation %u: %s", number,
+                  failure.message);
         tspool_stream_abort(stream);
     }
     cr_assert_gt(number, 3);

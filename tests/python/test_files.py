@@ -64,7 +64,7 @@ def test_every_method_has_the_documented_parameters(method):
     assert list(inspect.signature(getattr(_files.Files, method)).parameters)[1:] == PROTOCOL[method]
 
 
-# Reading ---------------------------------------------------------------------------------------------------------------------
+# Reading ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("args", EVERY_WAY)
@@ -170,7 +170,7 @@ def test_file_system_that_opens_direct_and_refuses_to_read_so_is_read_without(fi
     assert direct
 
 
-# Writing ---------------------------------------------------------------------------------------------------------------------
+# Writing ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("data", [b"", b"bytes", bytearray(b"x" * 5000), memoryview(b"view"), np.arange(MIB, dtype=np.int32)])
@@ -203,7 +203,7 @@ def test_missing_parent_is_a_runtime_error(files, tmp_path):
             refused()
 
 
-# Names -----------------------------------------------------------------------------------------------------------------------
+# Names ------------------------------------------------------------------------------------------------------------
 
 
 def test_mkdir_from_several_threads_is_idempotent_and_durable(files, tmp_path, synced):
@@ -269,7 +269,8 @@ def test_rename_across_file_systems_copies_and_then_removes(files, tmp_path, els
     files.mkdir(tmp_path / "far" / "ckpt" if stands else tmp_path / "far")
     if stands:
         files.write(tmp_path / "far" / "ckpt" / "theirs", b"t")
-    files.rename(tmp_path / "near" / "ckpt", tmp_path / "far" / "ckpt", is_directory=True, is_cross_link=True, background_cleanup=background)
+    source, destination = tmp_path / "near" / "ckpt", tmp_path / "far" / "ckpt"
+    files.rename(source, destination, is_directory=True, is_cross_link=True, background_cleanup=background)
     for thread in threading.enumerate():
         if thread.name == "tspool-cleanup":
             thread.join()
@@ -325,7 +326,7 @@ def test_lookups(files, tmp_path):
         files.ls(tmp_path / "nothing")
 
 
-# torch and the framework -----------------------------------------------------------------------------------------------------
+# torch and the framework ------------------------------------------------------------------------------------------
 
 
 def test_torch_saves_and_loads_through_it(files, tmp_path):

@@ -25,7 +25,7 @@
 #define STEP_BYTES (2 * BLOCK_BYTES) /* space is taken several times: nobody knew better */
 #define OLD "what stood there before"
 
-/* A writer ------------------------------------------------------------------------------------------------------------------- */
+/* A writer --------------------------------------------------------------------------------------------------------- */
 
 struct work {
     bool keep, buffered, aborts;
@@ -97,7 +97,7 @@ static int writer(struct io *io, void *argument)
     return error;
 }
 
-/* One run -------------------------------------------------------------------------------------------------------------------- */
+/* One run ---------------------------------------------------------------------------------------------------------- */
 
 struct run {
     struct sim_settings settings;
@@ -125,7 +125,8 @@ static bool is_told(const struct run *run)
 {
     const struct tspool_failure *failure = &run->work.failure;
 
-    return run->result == 0 || (failure->error == -run->result && failure->message[0] && failure->operation[0] && failure->path[0]);
+    return run->result == 0 ||
+           (failure->error == -run->result && failure->message[0] && failure->operation[0] && failure->path[0]);
 }
 
 /* On `disk`, which is taken over; the disk afterwards, as programs see it. */
@@ -150,7 +151,7 @@ static struct sim_disk *stream_once(struct sim_disk *disk, struct run *run)
     return disk;
 }
 
-/* Disks ---------------------------------------------------------------------------------------------------------------------- */
+/* Disks ------------------------------------------------------------------------------------------------------------ */
 
 static struct sim_disk *disk_make(enum sim_ordering ordering, bool with_old)
 {
@@ -202,7 +203,7 @@ static size_t names_in_root(const struct sim_disk *disk)
     return count;
 }
 
-/* Going well ------------------------------------------------------------------------------------------------------------------ */
+/* Going well ------------------------------------------------------------------------------------------------------- */
 
 static void is_written(struct run *run, const char *what)
 {
@@ -238,7 +239,8 @@ Test(stream, short_writes_are_written_to_their_end)
     cr_assert_gt(short_writes, 200);
     for (uint64_t write = 1; write <= BLOCKS; write++)
         for (size_t bytes = 1; bytes < BLOCK_BYTES; bytes += 511) {
-            struct sim_fault fault = { .on = { NULL, OP_WRITE, "*.partial" }, .ordinal = write, .action = SIM_SHORT, .bytes = bytes };
+            struct sim_fault fault = { .on = { NULL, OP_WRITE, "*.partial" }, .ordinal = write, .action = SIM_SHORT,
+                                       .bytes = bytes };
             struct run run = RUN(.fault = &fault);
 
             is_written(&run, "short write");
@@ -306,7 +308,7 @@ Test(stream, abort_leaves_nothing)
     sim_disk_destroy(after);
 }
 
-/* Power cuts ------------------------------------------------------------------------------------------------------------------- */
+/* Power cuts ------------------------------------------------------------------------------------------------------- */
 
 struct cuts { bool with_old; const struct work *work; uint64_t visits, seed; char wrong[300]; };
 
@@ -359,7 +361,7 @@ Test(stream, power_cut_leaves_the_old_one_or_the_new_one) { each_power_cut(SIM_S
 Test(stream, power_cut_leaves_nothing_or_the_new_one) { each_power_cut(SIM_STRICT, false); }
 Test(stream, power_cut_on_a_journal_leaves_the_old_one_or_the_new_one) { each_power_cut(SIM_JOURNAL, true); }
 
-/* Others under the same name ----------------------------------------------------------------------------------------------------- */
+/* Others under the same name --------------------------------------------------------------------------------------- */
 
 /* Their hidden files are not taken for a dead one's, at whatever moment the other looks. */
 Test(stream, two_at_once_do_not_disturb_each_other)
@@ -444,7 +446,7 @@ Test(stream, keep_is_written_where_nothing_has_the_name)
     }
 }
 
-/* Each operation fails or is the last ----------------------------------------------------------------------------------------- */
+/* Each operation fails or is the last ------------------------------------------------------------------------------ */
 
 static uint64_t ops_of_a_run(void)
 {
@@ -477,7 +479,8 @@ static void each_op(enum sim_action action, int error, bool with_old, const char
         struct run run = RUN(.fault = &fault);
         struct sim_disk *after = stream_once(disk_make(SIM_STRICT, with_old), &run);
 
-        cr_expect(is_new(after) || (!run.work.published && is_old(after, with_old)), "%s at op %" PRIu64 ": a mix", when, ordinal);
+        cr_expect(is_new(after) || (!run.work.published && is_old(after, with_old)), "%s at op %" PRIu64 ": a mix", when,
+                  ordinal);
         next_one_mends(after, when, ordinal);
     }
 }
@@ -497,7 +500,8 @@ Test(stream, failed_write_cut_or_sync_is_an_error)
     };
 
     for (size_t i = 0; i < sizeof(each) / sizeof(*each); i++) {
-        struct sim_fault fault = { .on = { "writer", each[i].kind, each[i].path }, .ordinal = 1, .action = SIM_FAIL, .error = EIO };
+        struct sim_fault fault = { .on = { "writer", each[i].kind, each[i].path }, .ordinal = 1, .action = SIM_FAIL,
+                                   .error = EIO };
         struct run run = RUN(.fault = &fault);
         struct sim_disk *after = stream_once(disk_make(SIM_STRICT, true), &run);
 

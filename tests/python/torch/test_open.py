@@ -18,7 +18,8 @@ def state_of(seed=0):
     generator = torch.Generator().manual_seed(seed)
     big = torch.randn(700, 1000, generator=generator)
     return {
-        "model": OrderedDict(w=big, tied=big, view=big[3:7], b16=big.to(torch.bfloat16), empty=torch.empty(0, 3), scalar=torch.tensor(1.5)),
+        "model": OrderedDict(w=big, tied=big, view=big[3:7], b16=big.to(torch.bfloat16), empty=torch.empty(0, 3)),
+        "scalar": torch.tensor(1.5),
         "f8": torch.arange(100).to(torch.float8_e4m3fn),
         "bool": torch.tensor([True, False]),
         "complex": torch.randn(5, dtype=torch.complex64, generator=generator),
@@ -71,14 +72,15 @@ def test_old_format_which_writes_to_descriptors_is_refused_and_leaves_nothing(tm
         torch.save({"w": torch.ones(5)}, file, _use_new_zipfile_serialization=False)
     assert os.listdir(tmp_path) == []
     with tspool.torch.open(tmp_path / "old.pt") as file:  # without the descriptor it is a stream like others
-        torch.save({"w": torch.ones(5)}, SimpleNamespace(write=file.write, flush=file.flush), _use_new_zipfile_serialization=False)
+        bare = SimpleNamespace(write=file.write, flush=file.flush)
+        torch.save({"w": torch.ones(5)}, bare, _use_new_zipfile_serialization=False)
     assert torch.equal(torch.load(tmp_path / "old.pt")["w"], torch.ones(5))
 
 
 @pytest.mark.parametrize("sync", [lambda stream: stream.fsync(), lambda stream: os.fsync(stream.fileno())])
 def test_items_of_a_checkpoint_one_after_the_other_as_nvrx_writes_them(tmp_path, sync):
-    """NVIDIA's resiliency extension: `with open_file(name, "wb") as stream`, one torch.save per item, its place by tell(), and a sync
-    by the stream (multi-storage-client) or by its descriptor."""
+    """NVIDIA's resiliency extension: `with open_file(name, "wb") as stream`, one torch.save per item, its place by tell(), and a
+    sync by the stream (multi-storage-client) or by its descriptor."""
     items, places = [torch.randn(n, 1000) for n in (3, 700, 1)], []
     with tspool.torch.open(tmp_path / "__0_0.distcp", "wb") as stream:
         for item in items:
@@ -145,6 +147,6 @@ def test_trainer_that_is_killed_in_mid_save_leaves_the_old_file_whole(tmp_path):
 
 
 def test_without_torch_the_package_says_what_to_install():
-    code = "import sys; sys.modules['torch'] = None\nimport tspool\ntry: import tspool.torch\nexcept ImportError as error: print(error)"
+    code = "import sys; sys.modules['torch'] = None\ntry: import tspool.torch\nexcept ImportError as error: print(error)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "pip install torch" in told.stdout, told.stderr

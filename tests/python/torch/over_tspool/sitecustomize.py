@@ -1,4 +1,4 @@
-"""For the processes that those tests spawn: they get our storage as well. Python imports this module by its name when it starts."""
+"""For the processes that those tests spawn: they get our storage, too. Python imports this module by its name as it starts."""
 
 import sys
 
