@@ -412,6 +412,51 @@ Test(stream, first_error_is_told_by_every_later_call_and_abort_cleans_up)
     free(bytes);
 }
 
+/* The kernel's side of the io goes away: every io_uring of this process becomes a descriptor of something else. */
+static unsigned rings_take_away(void)
+{
+    DIR *directory = opendir("/proc/self/fd");
+    int other = open("/dev/null", O_RDWR);
+    unsigned count = 0;
+
+    for (struct dirent *entry; (entry = readdir(directory));) {
+        char link[64] = "", name[300];
+
+        snprintf(name, sizeof(name), "/proc/self/fd/%s", entry->d_name);
+        if (readlink(name, link, sizeof(link) - 1) > 0 && strcmp(link, "anon_inode:[io_uring]") == 0)
+            count += dup2(other, atoi(entry->d_name)) >= 0;
+    }
+    close(other);
+    closedir(directory);
+    return count;
+}
+
+Test(stream, io_that_is_beyond_use_is_an_error_and_not_a_hang)
+{
+    uint8_t *bytes = bytes_make(MIB);
+    struct tspool_stream *stream = NULL;
+    int error = 0;
+
+    write_and_commit(bytes, 100, 100);
+    options.io = TSPOOL_IO_URING;
+    if (tspool_stream_open(path, &options, &stream, &failure) < 0)
+        cr_skip_test("no io_uring here: %s", failure.message);
+    cr_assert_eq(tspool_stream_sync(stream, &failure), 0);
+    cr_assert_eq(rings_take_away(), 1);
+    for (int i = 0; i < 1000 && error == 0; i++)
+        error = tspool_stream_write(stream, bytes, MIB, &failure);
+    cr_assert_lt(error, 0);
+    cr_assert_str_eq(failure.path, path);
+    cr_assert_eq(tspool_stream_sync(stream, NULL), error);
+    cr_assert_eq(tspool_stream_commit(stream, &failure), error);
+    assert_file_is(bytes, 100);
+    cr_assert_eq(names_in(root), 2, "the hidden file stays: nobody could remove it");
+    options.io = TSPOOL_IO_THREADS;
+    write_and_commit(bytes, MIB, MIB);
+    cr_assert_eq(names_in(root), 1);
+    free(bytes);
+}
+
 /* Memory that runs out --------------------------------------------------------------------------------------------- */
 
 Test(stream, allocation_that_fails_is_told_and_nothing_stays_open)

@@ -261,3 +261,28 @@ Test(names, file_names_in_manifests_stay_in_their_directory)
     cr_assert_not(file_name_is_safe("a\x01"));
     cr_assert_not(file_name_is_safe("\xed\xa0\x80"));
 }
+
+/* The sweep of a name's leftovers goes by these: what is somebody else's must never match. */
+Test(names, hidden_name_of_a_stream_is_of_that_name_only)
+{
+    static const uint8_t random[8] = { 0, 1, 2, 0xab, 0xcd, 0xef, 0xff, 0x10 };
+    char partial[256], longest[STREAMED_NAME_MAX + 1];
+
+    streamed_partial_make("model.pt", random, partial);
+    cr_assert_str_eq(partial, ".model.pt.tspool-000102abcdefff10.partial");
+    cr_assert(streamed_partial_is_of(partial, "model.pt"));
+    cr_assert_not(streamed_partial_is_of(partial, "model.p"));
+    cr_assert_not(streamed_partial_is_of(partial, "model.pt2"));
+    cr_assert_not(streamed_partial_is_of(partial, ""));
+    cr_assert_not(streamed_partial_is_of(partial + 1, "model.pt"));
+    cr_assert_not(streamed_partial_is_of(".model.pt.tspool-000102abcdefff1.partial", "model.pt"));
+    cr_assert_not(streamed_partial_is_of(".model.pt.tspool-000102abcdefff1X.partial", "model.pt"));
+    cr_assert_not(streamed_partial_is_of(".model.pt.tspool-000102abcdefff10.partiaL", "model.pt"));
+    cr_assert_not(streamed_partial_is_of(".model.pt.tspool-000102abcdefff10", "model.pt"));
+    cr_assert_not(streamed_partial_is_of("", "model.pt"));
+    memset(longest, 'n', sizeof(longest));
+    longest[STREAMED_NAME_MAX] = 0;
+    streamed_partial_make(longest, random, partial);
+    cr_assert_eq(strlen(partial), 255);
+    cr_assert(streamed_partial_is_of(partial, longest));
+}
