@@ -142,22 +142,24 @@ static void broken_wait(struct tspool_stream *stream)
     pthread_mutex_unlock(&stream->lock);
 }
 
-static void thread_completion(struct tspool_stream *stream, const struct completion *completion)
+/* 0, or -errno: a watch that fails would fail again at once, for ever, and what is in flight would never be heard of. */
+static int thread_completion(struct tspool_stream *stream, const struct completion *completion)
 {
     eventfd_t count;
 
     if (completion->op != &stream->watch) {
         sink_complete(&stream->sink, completion->op, completion->result);
-        return;
+        return 0;
     }
     stream->watching = false;
     eventfd_read(stream->wake, &count); /* does not block; empty is fine */
+    return completion->result < 0 && completion->result != -ECANCELED ? (int)completion->result : 0;
 }
 
 static void thread_wait(struct tspool_stream *stream)
 {
     struct completion completions[COMPLETION_BATCH];
-    int count = 0;
+    int count = 0, error = 0;
 
     if (!stream->watching) {
         stream->watch = (struct op){ .kind = OP_WATCH, .handle = stream->wake };
@@ -166,10 +168,10 @@ static void thread_wait(struct tspool_stream *stream)
     }
     if (count == 0)
         count = io_wait(stream->io, completions, COMPLETION_BATCH, IO_FOREVER);
-    if (count < 0)
-        thread_break(stream, count);
     for (int i = 0; i < count; i++)
-        thread_completion(stream, &completions[i]);
+        error = thread_completion(stream, &completions[i]) < 0 ? (int)completions[i].result : error;
+    if (count < 0 || error < 0)
+        thread_break(stream, count < 0 ? count : error);
 }
 
 /* Until nothing is in flight, as blocking calls want it. */
@@ -408,13 +410,11 @@ int64_t tspool_stream_room(struct tspool_stream *stream, uint64_t timeout_ns, st
 
     if (error < 0)
         return error;
-    if (stream->fill)
-        return (int64_t)(stream->block_bytes - stream->fill);
     pthread_mutex_lock(&stream->lock);
-    free = slot_wait(stream, timeout_ns);
+    free = stream->fill || slot_wait(stream, timeout_ns); /* a slot that was begun is ours */
     error = error_give(stream, failure);
     pthread_mutex_unlock(&stream->lock);
-    return error < 0 ? error : free ? (int64_t)stream->block_bytes : 0;
+    return error < 0 ? error : free ? (int64_t)(stream->block_bytes - stream->fill) : 0;
 }
 
 static int slot_filled(struct tspool_stream *stream, struct tspool_failure *failure)
