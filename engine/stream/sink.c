@@ -1,8 +1,9 @@
 /* stream/sink.c - see sink.h.
  *
  * Extending writes run at half the speed of writes into allocated space, so space is taken ahead: in steps that double, because
- * nobody knows how long the file will be, and while writes go on. What is too much is cut at the end. A disk that is too full for
- * a step may still hold the file: then only what the next block needs is taken.
+ * nobody knows how long the file will be, and while writes go on. Where somebody knows, it is taken once, and more only when the
+ * file grows beyond. What is too much is cut at the end. A disk that is too full for a step may still hold the file: then only what
+ * the next block needs is taken.
  */
 #include <stream/sink.h>
 
@@ -17,8 +18,10 @@
 
 void sink_init(struct sink *sink, const struct place *place, uint64_t expected_bytes)
 {
-    *sink = (struct sink){ .place = place, .failure = TSPOOL_FAILURE_INIT,
-                           .step = expected_bytes ? align_up(expected_bytes, place->align) : STEP_FIRST };
+    *sink = (struct sink){ .place = place, .failure = TSPOOL_FAILURE_INIT, .step = STEP_FIRST,
+                           .expected = align_up(min_u64(expected_bytes, INT64_MAX / 2), place->align) };
+    if (sink->expected) /* estimates err by little */
+        sink->step = min_u64(align_up(divide_up(sink->expected, 8), place->align), STEP_MAX);
 }
 
 void sink_push(struct sink *sink, struct sink_block *block)
@@ -76,15 +79,9 @@ static void allocate_begin(struct sink *sink, uint64_t size)
 /* At least to `needed`, which is more than there is. */
 static void allocate_for(struct sink *sink, uint64_t needed)
 {
-    uint64_t ahead = sink->ending ? 0 : sink->allocated + sink->step;
+    uint64_t ahead = sink->ending ? 0 : max_u64(sink->expected, sink->allocated + sink->step);
 
     allocate_begin(sink, max_u64(needed, ahead));
-}
-
-static void step_grow(struct sink *sink, uint64_t taken)
-{
-    if (sink->step)
-        sink->step = min_u64(2 * taken, STEP_MAX);
 }
 
 static void allocated(struct sink *sink, int64_t result)
@@ -95,9 +92,10 @@ static void allocated(struct sink *sink, int64_t result)
     sink->allocating = false;
     if (result >= 0) {
         sink->allocated = asked;
-        step_grow(sink, asked - before);
+        if (asked > sink->expected)
+            sink->step = min_u64(2 * sink->step, STEP_MAX);
     } else if (was_ahead && (result == -ENOSPC || result == -EDQUOT || result == -EFBIG)) {
-        sink->step = 0;
+        sink->step = sink->expected = 0;
     } else {
         sink_fail(sink, "allocate", (int)-result, before, NULL);
     }
@@ -116,7 +114,8 @@ static bool space_is_there(struct sink *sink, const struct sink_block *block)
 /* The next step is taken when half of this one is left, so that no block has to wait for it. */
 static void space_take_ahead(struct sink *sink, uint64_t written_to)
 {
-    if (sink->step && !sink->allocating && !sink->ending && !sink->error && sink->allocated - written_to < sink->step / 2)
+    if (sink->step && !sink->allocating && !sink->ending && !sink->error && written_to > sink->expected &&
+        sink->allocated - written_to < sink->step / 2)
         allocate_begin(sink, sink->allocated + sink->step);
 }
 

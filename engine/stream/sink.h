@@ -25,7 +25,8 @@ struct sink {
     bool allocating;
     bool ending;                     /* what was pushed is all: no space is taken ahead any more */
     uint64_t allocated;              /* the file has space up to here */
-    uint64_t step;                   /* of the next allocation; 0: only what is needed */
+    uint64_t expected;               /* as long as the file will be, they say; 0: nobody knows */
+    uint64_t step;                   /* of the next allocation beyond that; 0: only what is needed */
     int error;                       /* -errno, the first; nothing is begun any more */
     struct tspool_failure failure;
     uint64_t writes, short_writes;

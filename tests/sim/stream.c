@@ -283,6 +283,35 @@ Test(stream, disk_with_room_for_the_file_and_no_step_takes_it)
     sim_disk_destroy(after);
 }
 
+/* Room for all that was written, and not for what somebody said it would be. */
+Test(stream, estimate_that_the_disk_has_no_room_for_does_not_matter)
+{
+    struct sim_disk *disk = disk_make(SIM_STRICT, false), *after;
+    struct run run = RUN();
+
+    run.work.expected_bytes = 100 * BLOCKS * BLOCK_BYTES;
+    sim_disk_leave_free(disk, BLOCKS * BLOCK_BYTES);
+    after = stream_once(disk, &run);
+    cr_assert_eq(run.result, 0, "%s", run.work.failure.message);
+    cr_assert(is_new(after));
+    sim_disk_destroy(after);
+}
+
+static void allocate_count(struct sim_world *world, const struct sim_seen *seen, void *context)
+{
+    *(unsigned *)context += seen->kind == OP_ALLOCATE;
+}
+
+Test(stream, space_of_a_file_whose_length_is_known_is_taken_once)
+{
+    unsigned count = 0;
+    struct run run = RUN(.look = allocate_count, .context = &count);
+
+    run.work.expected_bytes = BYTES;
+    is_written(&run, "expected");
+    cr_assert_eq(count, 1);
+}
+
 Test(stream, full_disk_is_told_with_path_and_place_and_leaves_nothing)
 {
     for (uint64_t room = 0; room < BLOCKS * BLOCK_BYTES; room += 3 * ALIGN) {
