@@ -16,7 +16,7 @@ struct command {
     int (*run)(int argc, char **argv);  /* argv[0] is the command's name; --help was dealt with */
 };
 extern const struct command command_copy, command_ls, command_verify, command_diff, command_latest, command_publish,
-    command_gc, command_doctor;
+    command_gc, command_doctor, command_bench;
 
 void command_help(const struct command *command, FILE *out);
 int command_run(const struct command *command, int argc, char **argv);
@@ -51,6 +51,7 @@ void json_bool(struct json *json, const char *key, bool value);
 void json_shape(struct json *json, const char *key, uint32_t rank, const uint64_t *shape); /* NULL: left out */
 void json_failure(struct json *json, const struct tspool_failure *failure); /* stage, operation, tensor, path, ... message */
 void json_end(struct json *json);
+void json_text(FILE *out, const char *text); /* one string, between its quotes */
 
 /* A progress line on stderr, only where stderr is a terminal; rewritten a few times a second. */
 struct progress { bool shown, wanted; uint64_t started_ns, next_ns; };

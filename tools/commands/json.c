@@ -5,7 +5,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-static void escaped(FILE *out, const char *text)
+void json_text(FILE *out, const char *text)
 {
     bool valid = utf8_is_valid(text, strlen(text));
 
@@ -28,7 +28,7 @@ static void member(struct json *json, const char *key)
     if (!json->first)
         fputs(", ", json->out);
     json->first = false;
-    escaped(json->out, key);
+    json_text(json->out, key);
     fputs(": ", json->out);
 }
 
@@ -42,7 +42,7 @@ void json_string(struct json *json, const char *key, const char *value)
 {
     member(json, key);
     if (value)
-        escaped(json->out, value);
+        json_text(json->out, value);
     else
         fputs("null", json->out);
 }
