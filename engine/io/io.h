@@ -157,6 +157,7 @@ struct io_settings {
     unsigned verb_threads;     /* threads for the blocking verbs (OPEN .. LIST); 0: 2 */
     unsigned compute_threads;  /* threads for OP_COMPUTE; 0: 2; they run at a lower priority (nice +10) */
     unsigned transfer_threads; /* threads backend: threads that pread/pwrite; 0: min(depth, 8) */
+    unsigned submit_batch;     /* uring: transfers that go out with one enter, at the latest when it waits; 0: 1 */
     bool registered;           /* uring: register attached buffers (needs writable mappings); where the kernel refuses,
                                 * they are used unregistered: see io->registered */
     const char *thread_name;   /* prefix of the threads' names, <= 8 bytes: "tspool" */

@@ -1,7 +1,7 @@
 /* uring.c - the backend on io_uring; the sole user of liburing.
  *
  * The ring moves bytes of files and polls descriptors; the pool's event is read through it too, so that everything ends in
- * one wait. Each transfer has an io_uring_enter of its own: a batch in one enter is merged by the block layer's plug into
+ * one wait. Unless told otherwise each transfer has an io_uring_enter of its own: a batch in one enter is merged by the block layer's plug into
  * few large requests, which costs a quarter to a third of the throughput. Only the thread that enabled the ring may submit
  * (SINGLE_ISSUER), so it is created disabled and enabled by the first use.
  */
@@ -31,6 +31,7 @@ struct uring {
     bool is_enabled;             /* a thread is bound to it */
     bool is_closing;             /* the pool's event is not read again */
     bool pool_event_armed;
+    unsigned batch, unsent;      /* transfers to an enter; those that wait for theirs */
     int broken;                  /* -errno once the kernel refused the ring itself; 0 before */
     uint64_t pool_event_count;   /* read into by the ring */
     bool may_register, was_refused;
@@ -119,7 +120,10 @@ static int uring_transfer(struct loop *loop, struct op *op)
     if (uring_enable(uring) < 0 || !(entry = uring_entry(uring)))
         return uring->broken;
     transfer_prepare(uring, entry, op);
-    uring_entered(uring, io_uring_submit(&uring->ring));
+    if (++uring->unsent >= uring->batch) {
+        uring->unsent = 0;
+        uring_entered(uring, io_uring_submit(&uring->ring));
+    }
     return 0;
 }
 
@@ -214,6 +218,7 @@ static int uring_gather(struct loop *loop, uint64_t until_ns)
 
     if (result < 0)
         return result;
+    uring->unsent = 0; /* waiting sends what is left */
     result = uring_entered(uring, uring_wait(uring, until_ns));
     uring_drain(uring);
     return result;
@@ -361,6 +366,7 @@ static int uring_init(struct uring *uring, const struct io_settings *settings, s
         pool_destroy(uring->loop.pool, &none);
         return result;
     }
+    uring->batch = settings->submit_batch ? settings->submit_batch : 1;
     uring->may_register = settings->registered && io_uring_register_buffers_sparse(&uring->ring, SLOT_COUNT) == 0;
     return 0;
 }

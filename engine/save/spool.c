@@ -45,6 +45,8 @@ static int options_check(const struct tspool_options *options, struct tspool_fai
         return refuse(failure, "item_bytes is not a multiple of 4096 from 4 KiB to 16 MiB");
     if (options->depth > DEPTH_MAX)
         return refuse(failure, "depth is above 1024");
+    if (options->submit_batch > DEPTH_MAX)
+        return refuse(failure, "submit_batch is above 1024");
     if ((unsigned)options->io > TSPOOL_IO_THREADS)
         return refuse(failure, "io is none of enum tspool_io");
     if ((unsigned)options->isolation > TSPOOL_ISOLATION_THREAD)
@@ -68,6 +70,7 @@ static void options_fill(struct tspool_options *options)
 
     options->item_bytes = options->item_bytes ? options->item_bytes : DEFAULT_ITEM_BYTES;
     options->depth = options->depth ? options->depth : DEFAULT_DEPTH;
+    options->submit_batch = options->submit_batch ? options->submit_batch : 1;
     options->staging_threads = options->staging_threads ? options->staging_threads : threads;
     options->hash_threads = options->hash_threads ? options->hash_threads : threads;
     options->heartbeat_ns = options->heartbeat_ns ? options->heartbeat_ns : DEFAULT_HEARTBEAT_NS;
@@ -181,7 +184,7 @@ static struct supervisor_settings supervisor_settings_of(const struct tspool *sp
         .cpus_are_few = cpu_count(options->excluded_cpus) <= options->staging_threads + options->hash_threads,
         .hello = { .version = TSPOOL_VERSION, .arena_bytes = arena_bytes(spool->arena), .chunk_bytes = CHUNK_BYTES,
                    .bytes_per_second = options->bytes_per_second, .heartbeat_ns = options->heartbeat_ns,
-                   .item_bytes = options->item_bytes, .depth = options->depth, .io = options->io,
+                   .item_bytes = options->item_bytes, .depth = options->depth, .submit_batch = options->submit_batch, .io = options->io,
                    .hash_threads = options->hash_threads, .rank = options->rank, .world_size = options->world_size,
                    .buffered = options->buffered != 0 },
     };

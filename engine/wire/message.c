@@ -45,7 +45,7 @@ static bool hello_is_sane(const struct message *message)
     return is_terminated(hello->version, sizeof(hello->version)) && hello->chunk_bytes == CHUNK_BYTES &&
            hello->arena_bytes >= CHUNK_BYTES && hello->arena_bytes <= ARENA_BYTES_MAX &&
            is_aligned(hello->arena_bytes, CHUNK_BYTES) && item_is_sane(hello->item_bytes) &&
-           hello->depth >= 1 && hello->depth <= DEPTH_MAX && hello->io <= TSPOOL_IO_THREADS &&
+           hello->depth >= 1 && hello->depth <= DEPTH_MAX && hello->submit_batch <= DEPTH_MAX && hello->io <= TSPOOL_IO_THREADS &&
            hello->hash_threads >= 1 && hello->hash_threads <= THREADS_MAX &&
            hello->rank < hello->world_size && is_flag(hello->buffered) && is_flag(hello->registered) &&
            hello->trainer_pid <= INT32_MAX;

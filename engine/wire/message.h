@@ -38,6 +38,7 @@ struct message_hello {
     uint64_t arena_bytes, chunk_bytes;   /* chunk_bytes: CHUNK_BYTES of plan/ */
     uint64_t bytes_per_second, heartbeat_ns;
     uint32_t item_bytes, depth, io, hash_threads, rank, world_size;
+    uint32_t submit_batch;               /* writes to one call of the kernel; 0: 1 */
     uint8_t buffered, registered;
     uint8_t boot_id[16];                  /* from here on: who the trainer is, for part records (format/part.h) */
     uint32_t trainer_pid;                 /* 0: not known */

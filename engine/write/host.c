@@ -156,7 +156,8 @@ static int io_choose(const struct writer_host *host, const struct message_hello 
                      struct tspool_failure *failure, char note[160])
 {
     const struct io_settings settings = { .depth = hello->depth + PART_WRITES, .compute_threads = hello->hash_threads,
-                                          .registered = hello->registered, .thread_name = "tspool" };
+                                          .submit_batch = hello->submit_batch, .registered = hello->registered,
+                                          .thread_name = "tspool" };
     int error;
 
     note[0] = '\0';

@@ -59,10 +59,17 @@ struct tspool_options {
     void *on_arena_context;
     uint64_t orphan_wait_ns;           /* how long tspool_open waits for the writers of dead trainers that still finish a save
                                         * below root; 0: 10 s; UINT64_MAX: for ever; 1: not at all (see tspool_open_report) */
+    uint32_t submit_batch;             /* io_uring: writes that are handed to the kernel with one call, up to depth; 0: 1, which
+                                        * most devices like best: more are merged into fewer, larger requests */
 };
 
 #define TSPOOL_OPTIONS_INIT { sizeof(struct tspool_options), NULL, 0, 0, 0, TSPOOL_IO_AUTO, TSPOOL_ISOLATION_PROCESS, \
-                              0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, 0 }
+                              0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, 0, 0 }
+
+/* Puts what a settings file holds into *options, which TSPOOL_OPTIONS_INIT made: the file that `tspool tune` wrote for a
+ * directory. Only members that the file has are changed, and none on failure: -ENOENT, -EBADMSG (no JSON object of that kind; the
+ * record names the byte), -EPROTO (of another version), -EINVAL. Values are checked by tspool_open. */
+int tspool_options_load(const char *path, struct tspool_options *options, struct tspool_failure *failure);
 
 /* Starts the writer, maps the arena and waits for the handshake: whatever is wrong with the root, the memory limits
  * or the writer shows here, before training starts. *spool is owned by the caller until tspool_close. */

@@ -68,25 +68,46 @@ static int text_keep(const char *text, char **kept, const char **option)
     return -1;
 }
 
+/* What the file says, where no argument says otherwise. */
+static int settings_load(const char *path, struct tspool_options *options)
+{
+    struct tspool_options loaded = TSPOOL_OPTIONS_INIT;
+    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
+    int error = tspool_options_load(path, &loaded, &failure);
+
+    if (error < 0) {
+        failure_raise("open", error, &failure);
+        return -1;
+    }
+    options->item_bytes = options->item_bytes ? options->item_bytes : loaded.item_bytes;
+    options->depth = options->depth ? options->depth : loaded.depth;
+    options->submit_batch = options->submit_batch ? options->submit_batch : loaded.submit_batch;
+    options->staging_threads = options->staging_threads ? options->staging_threads : loaded.staging_threads;
+    options->io = options->io != TSPOOL_IO_AUTO ? options->io : loaded.io;
+    return 0;
+}
+
 static struct opening *opening_create(PyObject *arguments, PyObject *keywords, PyObject **on_arena)
 {
     static char *names[] = { "root", "writer_path", "excluded_cpus", "arena_bytes", "item_bytes", "depth", "io", "isolation",
                              "bytes_per_second", "staging_threads", "hash_threads", "deadline_ns", "heartbeat_ns",
                              "start_timeout_ns", "shard_bytes", "rank", "world_size", "local_ranks", "buffered", "orphan_wait_ns",
-                             "on_arena", NULL };
+                             "submit_batch", "settings", "on_arena", NULL };
     struct tspool_options options = TSPOOL_OPTIONS_INIT;
-    const char *root, *writer_path, *excluded_cpus;
+    const char *root, *writer_path, *excluded_cpus, *settings;
     unsigned long long arena_bytes, rate, deadline_ns, heartbeat_ns, start_timeout_ns, shard_bytes, orphan_wait_ns;
     int io, isolation, buffered;
     struct opening *opening;
 
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "yyzKIIiiKIIKKKKIIIpKO", names, &root, &writer_path, &excluded_cpus,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "yyzKIIiiKIIKKKKIIIpKIzO", names, &root, &writer_path, &excluded_cpus,
                                      &arena_bytes, &options.item_bytes, &options.depth, &io, &isolation, &rate,
                                      &options.staging_threads, &options.hash_threads, &deadline_ns, &heartbeat_ns,
                                      &start_timeout_ns, &shard_bytes, &options.rank, &options.world_size, &options.local_ranks,
-                                     &buffered, &orphan_wait_ns, on_arena))
+                                     &buffered, &orphan_wait_ns, &options.submit_batch, &settings, on_arena))
         return NULL;
     options.io = (enum tspool_io)io;
+    if (settings && settings_load(settings, &options) < 0)
+        return NULL;
     options.isolation = (enum tspool_isolation)isolation;
     options.arena_bytes = arena_bytes;
     options.bytes_per_second = rate;

@@ -89,6 +89,7 @@ class Spool:
         *,
         item_bytes: int = 0,
         depth: int = 0,
+        submit_batch: int = 0,
         isolation: Literal["process", "thread"] = "process",
         bytes_per_second: int = 0,
         staging_threads: int = 0,
@@ -104,6 +105,7 @@ class Spool:
         writer_path: str | os.PathLike[str] | None = None,
         excluded_cpus: str | None = None,
         orphan_wait: float | None = 10.0,
+        settings: str | os.PathLike[str] | None = None,
         on_arena: Callable[[int, int, bool], object] | None = None,
     ) -> None:
         self.root = os.fsdecode(root)
@@ -131,6 +133,8 @@ class Spool:
             local_ranks=local_ranks,
             buffered=buffered,
             orphan_wait_ns=_FOR_EVER if orphan_wait is None else _ns(orphan_wait),
+            submit_batch=submit_batch,
+            settings=None if settings is None else os.fsencode(settings),
             on_arena=on_arena,
         )
         _OPEN.add(self)

@@ -49,6 +49,8 @@ class Spool:
         local_ranks: int,
         buffered: bool,
         orphan_wait_ns: int,
+        submit_batch: int,
+        settings: bytes | None,
         on_arena: Callable[[int, int, bool], object] | None,
     ) -> Spool: ...
     @property

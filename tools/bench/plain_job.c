@@ -43,7 +43,8 @@ struct plain {
 static int io_make(struct crew *crew, unsigned member, struct plain *plain)
 {
     const struct job *job = crew->job;
-    struct io_settings settings = { .depth = (unsigned)job->iodepth, .verb_threads = 1, .compute_threads = 1, .thread_name = "tspool-b" };
+    struct io_settings settings = { .depth = (unsigned)job->iodepth, .verb_threads = 1, .compute_threads = 1, 
+                                    .submit_batch = (unsigned)job->iodepth_batch, .thread_name = "tspool-b" };
     struct outcome *outcome = outcome_of(crew, member);
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;
     int error = -ENOSYS;
@@ -260,15 +261,22 @@ static int transfer_end(struct crew *crew, unsigned member, struct plain *plain,
     return 0;
 }
 
+/* How the transfers since the last wait went out: in batches as large as allowed, the rest with the wait. */
+static void submits_count(struct outcome *outcome, unsigned *begun, unsigned batch)
+{
+    outcome->submits[batch_level_of(batch)] += *begun / batch;
+    if (*begun % batch)
+        outcome->submits[batch_level_of(*begun % batch)]++;
+    *begun = 0;
+}
+
 static int completions_take(struct crew *crew, unsigned member, struct plain *plain, uint64_t until_ns)
 {
     struct outcome *outcome = outcome_of(crew, member);
     struct completion completions[BATCH];
     int count, error = 0;
 
-    if (plain->batch)
-        outcome->submits[batch_level_of(1)] += plain->batch; /* each transfer has an enter of its own (io/uring.c) */
-    plain->batch = 0;
+    submits_count(outcome, &plain->batch, outcome->submit_batch);
     count = io_wait(plain->io, completions, BATCH, until_ns);
     if (count < 0)
         return rank_fail(crew, member, -count, "%s: %s", plain->path, strerror(-count));

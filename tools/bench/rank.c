@@ -135,9 +135,12 @@ static uint64_t arena_of(const struct job *job, const struct shape *shape)
 
 int rank_options(struct crew *crew, unsigned member, const struct shape *shape, struct tspool_options *options)
 {
+    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
     const struct job *job = crew->job;
 
     *options = (struct tspool_options)TSPOOL_OPTIONS_INIT;
+    if (job->settings && tspool_options_load(job->settings, options, &failure) < 0)
+        return rank_fail(crew, member, failure.error, "%s", failure.message);
     options->root = crew->root;
     if (job->bs)
         options->item_bytes = (uint32_t)job->bs;
@@ -148,6 +151,8 @@ int rank_options(struct crew *crew, unsigned member, const struct shape *shape, 
                                                                                                             : TSPOOL_IO_AUTO;
     if (job->staging_threads)
         options->staging_threads = (uint32_t)job->staging_threads;
+    if (job->iodepth_batch)
+        options->submit_batch = (uint32_t)job->iodepth_batch;
     options->hash_threads = (uint32_t)job->hash_threads;
     options->bytes_per_second = job->rate;
     options->buffered = !job->is_direct;

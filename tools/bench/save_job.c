@@ -68,7 +68,7 @@ static int spool_make(struct crew *crew, unsigned member, struct saver *saver)
         return rank_fail(crew, member, -error, "%s", failure.message);
     outcome->arena_bytes = options.arena_bytes;
     outcome->staging_threads = options.staging_threads;
-    outcome->submit_batch = 1;
+    outcome->submit_batch = options.submit_batch ? options.submit_batch : 1;
     return 0;
 }
 
@@ -254,7 +254,8 @@ static int save_measure(struct crew *crew, unsigned member, struct saver *saver,
     if (error < 0)
         return error;
     tspool_save_result(saver->save, &result);
-    *round = round_of(&result, begun, submitted, stall, crew->job->numjobs > 1 ? crew->shared->published_ns : now_ns());
+    *round = round_of(&result, begun, submitted, stall, crew->job->numjobs > 1 ? crew->shared->published_ns
+                                                                               : submitted + result.published_ns);
     if (!saver->training)
         round->cpu_ns = own_cpu_ns() + process_cpu_ns(writer) - cpu;
     else

@@ -185,12 +185,18 @@ void progress_clear(struct progress *progress)
 
 /* Interrupts --------------------------------------------------------------------------------------------------------- */
 
-static volatile sig_atomic_t interrupt_seen;
+#define INTERRUPT_APART_NS 500000000u
 
+static volatile sig_atomic_t interrupt_seen;
+static volatile uint64_t interrupt_seen_ns;
+
+/* timeout(1) and shells signal a process and then its group: the same wish twice, at once. */
 static void interrupt(int signal_number)
 {
-    if (interrupt_seen)
+    if (interrupt_seen && now_ns() - interrupt_seen_ns > INTERRUPT_APART_NS)
         _exit(EXIT_INTERRUPTED);
+    if (!interrupt_seen)
+        interrupt_seen_ns = now_ns();
     interrupt_seen = signal_number;
 }
 
