@@ -11,7 +11,7 @@
 
 static const struct command *const commands[] = {
     &command_copy, &command_ls, &command_verify, &command_diff, &command_latest, &command_publish, &command_gc,
-    &command_doctor, &command_bench,
+    &command_doctor, &command_bench, &command_tune,
 };
 #define COMMAND_COUNT (sizeof commands / sizeof *commands)
 

@@ -3,6 +3,7 @@
  * The command parses, runs, reports and cleans up; what each does stands in the file of its name.
  */
 #include "cli.h"
+#include "compare.h"
 #include "report.h"
 #include "run.h"
 #include "workspace.h"
@@ -75,7 +76,7 @@ static int run(int argc, char **argv)
         status = usage_error("bench", "%s", complaint.text);
     } else if (!cli.only_parse) {
         interrupts_catch();
-        status = jobs_bench(&cli);
+        status = cli.compare ? compare_run(&cli) : jobs_bench(&cli);
         workspace_clean(keeps(&cli.jobs));
     }
     cli_deinit(&cli);

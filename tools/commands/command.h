@@ -16,7 +16,7 @@ struct command {
     int (*run)(int argc, char **argv);  /* argv[0] is the command's name; --help was dealt with */
 };
 extern const struct command command_copy, command_ls, command_verify, command_diff, command_latest, command_publish,
-    command_gc, command_doctor, command_bench;
+    command_gc, command_doctor, command_bench, command_tune;
 
 void command_help(const struct command *command, FILE *out);
 int command_run(const struct command *command, int argc, char **argv);
