@@ -148,6 +148,9 @@ def specimens_make(folder):
     SPECIMENS["publish"] = json_lines("publish", "--json", "--save-id", save_id, f"{root}/" + os.path.basename(
         SPECIMENS["latest"][0]["path"]))
     SPECIMENS["publish"] += json_lines("publish", "--json", "--save-id", save_id, "--world-size", "2", f"{root}/three")
+    SPECIMENS["tune"] = json_lines("tune", "--json", "--size", "4m", "--rounds", "1", "--writer", writer, "-o", f"{folder}/settings.json",
+                                   folder)
+    SPECIMENS["bench"] = [json.loads(run([tool, "bench", "--json", "--shape=1x4k", "--writer", writer, "--directory", folder]).stdout)]
     SPECIMENS["verify"] = json_lines("verify", "--json", f"{root}/one")
     SPECIMENS["gc"] = json_lines("gc", "--json", "--keep", "1", "--dry-run", root)
     with open(f"{root}/two/model.safetensors", "r+b") as file:
@@ -198,7 +201,8 @@ def bash_check():
             open(f"{folder}/{name}", "w").close()
         checkpoints, directories = {"a run", "a.safetensors"}, {"a run"}
         for command in commands:
-            wanted = directories if command in ("latest", "publish", "gc", "doctor") else checkpoints
+            wanted = (directories if command in ("latest", "publish", "gc", "doctor", "tune") else
+                      checkpoints | {"a.txt"} if command == "bench" else checkpoints)
             same(f"bash: tspool {command} takes what it reads", wanted, bash_complete(command, "a", cwd=folder),
                  "the folder", "bash")
 

@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <io/io.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -280,6 +281,17 @@ static void result_json(const struct tune *tune)
     json_end(&json);
 }
 
+static bool uring_is_there(void)
+{
+    const struct io_settings settings = { .depth = 1, .verb_threads = 1, .compute_threads = 1 };
+    struct tspool_failure failure = TSPOOL_FAILURE_INIT;
+    struct io *io = NULL;
+    bool there = io_create_uring(&settings, &io, &failure) == 0;
+
+    io_destroy(io);
+    return there;
+}
+
 static int tune_run(struct tune *tune)
 {
     int status = 0;
@@ -288,7 +300,9 @@ static int tune_run(struct tune *tune)
         tune->best[d] = tune->standard[d] = dimensions[d].standard;
     if (sysconf(_SC_NPROCESSORS_ONLN) == 1)
         tune->best[4] = tune->standard[4] = "1"; /* as in the library */
-    for (size_t d = 0; d < DIMENSION_COUNT && status == 0; d++)
+    if (!uring_is_there())
+        tune->best[0] = tune->standard[0] = "threads";
+    for (size_t d = strcmp(tune->standard[0], "threads") == 0; d < DIMENSION_COUNT && status == 0; d++)
         status = dimension_sweep(tune, d);
     if (status == 0)
         status = confirm(tune);
