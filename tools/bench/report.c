@@ -1,5 +1,6 @@
 /* bench/report.c - what the formats share: fio's classes of latencies and depths. See report.h. */
 #include "report.h"
+#include "shape.h"
 
 #include <string.h>
 
@@ -31,6 +32,33 @@ double percent_of(const uint64_t levels[DEPTH_LEVELS], unsigned level)
 }
 
 unsigned report_step(const struct job *job) { return job->group_reporting ? (unsigned)job->numjobs : 1; }
+
+static void kind_add(struct tensor_kinds *kinds, const struct shape_tensor *tensor)
+{
+    unsigned k = 0;
+
+    while (k < kinds->count && strcmp(kinds->names[k], tensor->kind) != 0)
+        k++;
+    if (k == TENSOR_KINDS)
+        return;
+    if (k == kinds->count)
+        kinds->names[kinds->count++] = tensor->kind;
+    kinds->tensors[k]++;
+    kinds->bytes[k] += tensor->bytes;
+}
+
+void tensor_kinds_of(const struct job *job, unsigned first, unsigned count, struct tensor_kinds *kinds)
+{
+    struct complaint complaint;
+    struct shape shape;
+
+    *kinds = (struct tensor_kinds){ 0 };
+    for (unsigned r = first; job->shape && r < first + count && shape_make(job, r, &shape, &complaint) == 0; r++) {
+        for (size_t i = 0; i < shape.count; i++)
+            kind_add(kinds, &shape.tensors[i]);
+        shape_free(&shape);
+    }
+}
 
 static const struct { const char *unit; unsigned count; const char *labels[LATENCY_CLASSES]; uint64_t limits[LATENCY_CLASSES]; } units[3] = {
     { "nsec", 10, { "2", "4", "10", "20", "50", "100", "250", "500", "750", "1000" },

@@ -21,6 +21,10 @@ struct latency_classes { const char *unit; unsigned count; const char *labels[LA
 void latency_classes_of(const struct histogram *histogram, struct latency_classes classes[3]);
 extern const char *const depth_labels[DEPTH_LEVELS], *const batch_labels[DEPTH_LEVELS];
 double percent_of(const uint64_t levels[DEPTH_LEVELS], unsigned level);
+/* How many bytes each class of tensors has, over the ranks [first, first + count) of a job with a shape. */
+#define TENSOR_KINDS 16u
+struct tensor_kinds { unsigned count; const char *names[TENSOR_KINDS]; uint64_t tensors[TENSOR_KINDS], bytes[TENSOR_KINDS]; };
+void tensor_kinds_of(const struct job *job, unsigned first, unsigned count, struct tensor_kinds *kinds);
 /* Ranks that are one entry: all of them, or one. */
 unsigned report_step(const struct job *job);
 

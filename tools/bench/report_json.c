@@ -4,7 +4,6 @@
  * that they took; slat is the stall (the caller's wait), clat the rest until the end, lat both.
  */
 #include "report.h"
-#include "shape.h"
 #include "tree.h"
 
 #include "../commands/command.h"
@@ -157,33 +156,14 @@ static void rounds_member(struct tree *tree, const struct outcome *outcome, bool
 
 static void kinds_member(struct tree *tree, const struct ran *ran, unsigned first, unsigned count)
 {
-    const char *kinds[32];
-    uint64_t bytes[32], tensors[32];
-    unsigned known = 0, k;
-    struct complaint complaint;
-    struct shape shape;
+    struct tensor_kinds kinds;
 
-    for (unsigned r = first; ran->job->shape && r < first + count && shape_make(ran->job, r, &shape, &complaint) == 0; r++) {
-        for (size_t i = 0; i < shape.count; i++) {
-            for (k = 0; k < known && strcmp(kinds[k], shape.tensors[i].kind) != 0; k++)
-                ;
-            if (k == 32)
-                continue;
-            if (k == known) {
-                kinds[known] = shape.tensors[i].kind;
-                bytes[known] = tensors[known] = 0;
-                known++;
-            }
-            bytes[k] += shape.tensors[i].bytes;
-            tensors[k]++;
-        }
-        shape_free(&shape);
-    }
+    tensor_kinds_of(ran->job, first, count, &kinds);
     tree_open(tree, "classes");
-    for (k = 0; k < known; k++) {
-        tree_open(tree, kinds[k]);
-        tree_number(tree, "tensors", tensors[k]);
-        tree_number(tree, "bytes", bytes[k]);
+    for (unsigned k = 0; k < kinds.count; k++) {
+        tree_open(tree, kinds.names[k]);
+        tree_number(tree, "tensors", kinds.tensors[k]);
+        tree_number(tree, "bytes", kinds.bytes[k]);
         tree_close(tree);
     }
     tree_close(tree);

@@ -180,6 +180,20 @@ static void rounds_line(FILE *out, const struct outcome *outcome, bool is_save)
     fputc('\n', out);
 }
 
+static void kinds_line(FILE *out, const struct job *job, unsigned first, unsigned count)
+{
+    struct tensor_kinds kinds;
+
+    tensor_kinds_of(job, first, count, &kinds);
+    if (kinds.count > 1)
+        fprintf(out, "  classes      :");
+    for (unsigned k = 0; kinds.count > 1 && k < kinds.count; k++)
+        fprintf(out, "%s%s=%s", k == 0 ? " " : k % 5 == 0 ? ",\n                 " : ", ", kinds.names[k],
+                human_bytes(kinds.bytes[k]).bytes);
+    if (kinds.count > 1)
+        fputc('\n', out);
+}
+
 static void training_lines(FILE *out, const struct training *training)
 {
     if (!training->steps)
@@ -254,6 +268,7 @@ static void entry_lines(FILE *out, const struct ran *ran, unsigned first, unsign
         depth_lines(out, job, outcome);
     else
         rounds_line(out, outcome, job->rw == WORKLOAD_SAVE);
+    kinds_line(out, job, first, count);
     if (job->rw == WORKLOAD_SAVE)
         stage_lines(out, outcome);
     engine_lines(out, outcome);

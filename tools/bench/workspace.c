@@ -64,7 +64,7 @@ int workspace_claim(const char *path, struct complaint *complaint)
     struct stat stat;
     int fd;
 
-    if (workspace_owns(path))
+    if (workspace_owns(path) || (lstat(path, &stat) == 0 && S_ISBLK(stat.st_mode))) /* of a device device_consent decides */
         return 0;
     if (lstat(path, &stat) == 0 && S_ISREG(stat.st_mode))
         return complaint_set(complaint, "%.300s is there already, and tspool bench writes only into files that it made: name "
