@@ -99,14 +99,14 @@ static struct opening *opening_create(PyObject *arguments, PyObject *keywords, P
     int io, isolation, buffered;
     struct opening *opening;
 
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "yyzKIIiiKIIKKKKIIIpKIzO", names, &root, &writer_path, &excluded_cpus,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "yyzKIIiiKIIKKKKIIIpKIyO", names, &root, &writer_path, &excluded_cpus,
                                      &arena_bytes, &options.item_bytes, &options.depth, &io, &isolation, &rate,
                                      &options.staging_threads, &options.hash_threads, &deadline_ns, &heartbeat_ns,
                                      &start_timeout_ns, &shard_bytes, &options.rank, &options.world_size, &options.local_ranks,
                                      &buffered, &orphan_wait_ns, &options.submit_batch, &settings, on_arena))
         return NULL;
     options.io = (enum tspool_io)io;
-    if (settings && settings_load(settings, &options) < 0)
+    if (*settings && settings_load(settings, &options) < 0)
         return NULL;
     options.isolation = (enum tspool_isolation)isolation;
     options.arena_bytes = arena_bytes;

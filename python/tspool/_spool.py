@@ -134,7 +134,7 @@ class Spool:
             buffered=buffered,
             orphan_wait_ns=_FOR_EVER if orphan_wait is None else _ns(orphan_wait),
             submit_batch=submit_batch,
-            settings=None if settings is None else os.fsencode(settings),
+            settings=b"" if settings is None else os.fsencode(settings),
             on_arena=on_arena,
         )
         _OPEN.add(self)

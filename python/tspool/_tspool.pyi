@@ -50,7 +50,7 @@ class Spool:
         buffered: bool,
         orphan_wait_ns: int,
         submit_batch: int,
-        settings: bytes | None,
+        settings: bytes,
         on_arena: Callable[[int, int, bool], object] | None,
     ) -> Spool: ...
     @property
