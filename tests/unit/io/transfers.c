@@ -44,6 +44,14 @@ static void writes_many_pieces_at_once(struct fixture *fixture)
 }
 Test(transfers, direct_writes_in_flight_together_are_read_back) { on_each_backend(NULL, writes_many_pieces_at_once); }
 
+/* Eight go out as three, three, and two that no batch fills: those must not wait for ever. */
+Test(transfers, what_no_batch_fills_goes_out_with_the_wait)
+{
+    const struct io_settings settings = { .submit_batch = 3 };
+
+    on_each_backend(&settings, writes_many_pieces_at_once);
+}
+
 static void reads_at_the_end(struct fixture *fixture)
 {
     int handle = file_create(fixture, "file", 0);
