@@ -371,13 +371,24 @@ def endless(directory, *arguments):
 
 
 @pytest.mark.parametrize("arguments", [["--shape=64x256k"], ["--shape=16x256k", "--numjobs=2"], ["--rw=write", "--size=8m"],
-                                       ["--rw=load", "--shape=16x256k"]])
+                                       ["--rw=load", "--shape=16x256k"],
+                                       ["--compare=a,b", "--rounds=900", "--shape=16x256k", "--name=a", "--name=b"]])
 def test_ctrl_c_leaves_nothing(empty, arguments):
     process = endless(empty, *arguments)
     await_work(empty, process)
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130 and "interrupted" in errors and output == ""
+
+
+def test_ctrl_c_ends_tune_and_leaves_nothing(empty, tmp_path):
+    command = [TSPOOL, "tune", empty, "--size=16m", "--rounds=900", "--writer", WRITER, "--output", str(tmp_path / "settings.json")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    await_work(empty, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130 and "interrupted" in errors
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_rank_that_is_killed_ends_all_and_leaves_nothing(empty):
@@ -402,6 +413,18 @@ def test_cached_pages_are_told_when_they_are_read(disk):
     assert "page_cache_hits" in kinds
     kinds = {doubt["kind"] for doubt in job(disk, "--rw=read", "--size=8m", "--direct=1")["tspool"]["doubts"]}
     assert "page_cache_hits" not in kinds
+
+
+def test_a_state_larger_than_the_arena_is_saved(empty):
+    done = job(empty, "--rw=save", "--shape=16x4m", "--arena=32m", "--staging=background")
+    save, = done["tspool"]["saves"]
+    assert save["bytes"] >= 64 << 20 and not save["replayable"]
+
+
+def test_what_is_laid_out_first_is_not_taken_for_others_work(disk):
+    done = job(disk, "--rw=read", "--size=64m", "--bs=1m")
+    assert done["read"]["io_bytes"] == 64 << 20
+    assert "device_busy" not in {doubt["kind"] for doubt in done["tspool"]["doubts"]}
 
 
 def test_the_device_beneath_is_told(disk):

@@ -97,12 +97,15 @@ static void argument_add(struct arguments *arguments, const char *format, ...)
 
 static void arguments_make(struct arguments *arguments, const struct job *job, enum fio_kind kind, const char *path, uint64_t bytes)
 {
+    uint64_t block = job->bs ? job->bs : (uint64_t)512 << 10;
     bool reads = job_is_reading(job);
 
+    bytes = bytes < 4096 ? 4096 : bytes / 4096 * 4096;
+    block = block < bytes ? block : bytes; /* fio refuses less than one block */
     argument_add(arguments, "fio");
     argument_add(arguments, "--name=fio");
     argument_add(arguments, "--rw=%s", reads ? "read" : "write");
-    argument_add(arguments, "--size=%" PRIu64, bytes / 4096 * 4096);
+    argument_add(arguments, "--size=%" PRIu64, bytes);
     argument_add(arguments, job->numjobs > 1 ? "--directory=%s" : "--filename=%s", path);
     argument_add(arguments, "--numjobs=%" PRIu64, job->numjobs);
     argument_add(arguments, "--group_reporting=1");
@@ -111,7 +114,7 @@ static void arguments_make(struct arguments *arguments, const struct job *job, e
         argument_add(arguments, "--end_fsync=1");
     if (kind == FIO_DEFAULT)
         return;
-    argument_add(arguments, "--bs=%" PRIu64, job->bs ? job->bs : (uint64_t)512 << 10);
+    argument_add(arguments, "--bs=%" PRIu64, block);
     argument_add(arguments, "--iodepth=%" PRIu64, job->iodepth ? job->iodepth : reads ? 32 : 16);
     argument_add(arguments, "--direct=%d", job->is_direct);
     argument_add(arguments, "--ioengine=io_uring");

@@ -26,7 +26,7 @@ static int checkpoint_make(struct crew *crew, unsigned member, struct loader *lo
     struct outcome *outcome = outcome_of(crew, member);
     void *saver = calloc(1, save_kind.context_bytes);
     pid_t pid = outcome->pid;
-    uint64_t started = outcome->started_wall_ms;
+    uint64_t started = outcome->started_wall_ms, written;
     int error;
 
     if (!saver)
@@ -37,7 +37,9 @@ static int checkpoint_make(struct crew *crew, unsigned member, struct loader *lo
     save_kind.close(crew, member, saver);
     free(saver);
     if (error == 0) {
+        written = outcome->bytes;
         memset(outcome, 0, sizeof *outcome);
+        outcome->prepared_bytes = written;
         outcome->pid = pid;
         outcome->started_wall_ms = started;
     }

@@ -42,6 +42,7 @@ struct outcome {
     uint64_t elapsed_ns;     /* of the whole job */
     uint64_t runtime_ns;     /* of what was measured */
     uint64_t bytes, ios, short_ios;
+    uint64_t prepared_bytes; /* written outside the clock: what is read afterwards */
     struct histogram slat, clat, lat, sync;
     struct bandwidth bandwidth;
     uint64_t depth_levels[DEPTH_LEVELS], submits[DEPTH_LEVELS], completes[DEPTH_LEVELS]; /* the last two: of 0, 4, ... >=64 */

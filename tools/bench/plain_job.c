@@ -101,13 +101,13 @@ static int layout_make(struct crew *crew, unsigned member, struct plain *plain)
     }
     if (error == 0 && fsync(plain->file) < 0)
         error = errno;
+    outcome_of(crew, member)->prepared_bytes = crew->job->size - left;
     memory_unmap(chunk, LAYOUT_BYTES);
     return error ? rank_fail(crew, member, error, "%s: laying it out: %s", plain->path, strerror(error)) : 0;
 }
 
 static int file_lay_out(struct crew *crew, unsigned member, struct plain *plain)
 {
-    struct stat stat;
     int error;
 
     if (crew->job->rw != WORKLOAD_READ || crew->job->filename)
@@ -115,7 +115,7 @@ static int file_lay_out(struct crew *crew, unsigned member, struct plain *plain)
     plain->file = open(plain->path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (plain->file < 0)
         return rank_fail(crew, member, errno, "%s: %s", plain->path, strerror(errno));
-    error = fstat(plain->file, &stat) < 0 ? -errno : layout_make(crew, member, plain);
+    error = layout_make(crew, member, plain);
     close(plain->file);
     plain->file = -1;
     return error;

@@ -137,6 +137,14 @@ static bool ran_failed(const struct ran *ran)
     return ran->outcomes == NULL;
 }
 
+/* What a rank put through the device, in its clock or not: ramp_time= is not in `bytes`. */
+static uint64_t moved_bytes(const struct outcome *outcome)
+{
+    uint64_t done = atomic_load(&outcome->done_bytes);
+
+    return outcome->prepared_bytes + (done > outcome->bytes ? done : outcome->bytes);
+}
+
 static void group_judge(struct run *run, size_t from, size_t to, const struct cpu_clock *before, const struct disk_load *disk_before)
 {
     struct surroundings around = { 0 };
@@ -146,7 +154,7 @@ static void group_judge(struct run *run, size_t from, size_t to, const struct cp
     cpu_clock_read(&now);
     for (size_t i = from; i < to; i++)
         for (unsigned r = 0; run->ran[i].outcomes && r < run->ran[i].job->numjobs; r++)
-            *(job_is_reading(run->ran[i].job) ? &around.own_read : &around.own_written) += run->ran[i].outcomes[r].bytes;
+            around.own_bytes += moved_bytes(&run->ran[i].outcomes[r]);
     for (size_t i = from; i < to; i++) {
         struct ran *ran = &run->ran[i];
 

@@ -112,7 +112,7 @@ static void drift_judge(const struct outcome *outcome, struct doubts *doubts)
 
 static void others_judge(const struct surroundings *around, struct doubts *doubts)
 {
-    uint64_t own = around->own_written + around->own_read, all, foreign;
+    uint64_t own = around->own_bytes, all, foreign;
 
     if (around->foreign_cpu > FOREIGN_CPU)
         doubt(doubts, "cpu_busy", "other work took %.0f %% of the machine's CPU time meanwhile", 100 * around->foreign_cpu);

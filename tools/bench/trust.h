@@ -14,7 +14,7 @@ struct surroundings {
     const struct device *device;
     const struct disk_load *disk; /* NULL: not known */
     double foreign_cpu;           /* share of the machine's CPU time that was taken by others */
-    uint64_t own_written, own_read; /* by all jobs that ran at once */
+    uint64_t own_bytes;           /* that all jobs which ran at once wrote and read */
 };
 
 void trust_judge(const struct job *job, const struct outcome *outcomes, const struct surroundings *around, struct doubts *doubts);
