@@ -236,7 +236,7 @@ static int save_measure(struct crew *crew, unsigned member, struct saver *saver,
     struct tspool_save_result result = TSPOOL_SAVE_RESULT_INIT;
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;
     int writer = tspool_writer_pid(saver->spool), error;
-    uint64_t cpu = own_cpu_ns() + process_cpu_ns(writer), begun = now_ns(), submitted, stall;
+    uint64_t writer_cpu = process_cpu_ns(writer), cpu = own_cpu_ns() + writer_cpu, begun = now_ns(), submitted, stall;
     char path[4200];
 
     error = save_declare(crew, saver, name, &failure);
@@ -256,11 +256,11 @@ static int save_measure(struct crew *crew, unsigned member, struct saver *saver,
     tspool_save_result(saver->save, &result);
     *round = round_of(&result, begun, submitted, stall, crew->job->numjobs > 1 ? crew->shared->published_ns
                                                                                : submitted + result.published_ns);
+    outcome_of(crew, member)->writer_ns = process_cpu_ns(writer);
     if (!saver->training)
         round->cpu_ns = own_cpu_ns() + process_cpu_ns(writer) - cpu;
     else
-        round->cpu_ns = result.hash_cpu_ns + result.stage_cpu_ns; /* the training's own is not the engine's */
-    outcome_of(crew, member)->writer_ns = process_cpu_ns(writer);
+        round->cpu_ns = process_cpu_ns(writer) - writer_cpu + result.stage_cpu_ns; /* the training's own is not the engine's */
     outcome_of(crew, member)->writer_peak_bytes = status_bytes(writer, "VmHWM");
     snprintf(path, sizeof path, "%s/%s", crew->root, name);
     round->page_cache_bytes = member == 0 ? cached_bytes(path) : 0;
