@@ -148,9 +148,10 @@ def specimens_make(folder):
     SPECIMENS["publish"] = json_lines("publish", "--json", "--save-id", save_id, f"{root}/" + os.path.basename(
         SPECIMENS["latest"][0]["path"]))
     SPECIMENS["publish"] += json_lines("publish", "--json", "--save-id", save_id, "--world-size", "2", f"{root}/three")
-    SPECIMENS["tune"] = json_lines("tune", "--json", "--size", "4m", "--rounds", "1", "--writer", writer, "-o", f"{folder}/settings.json",
-                                   folder)
-    SPECIMENS["bench"] = [json.loads(run([tool, "bench", "--json", "--shape=1x4k", "--writer", writer, "--directory", folder]).stdout)]
+    SPECIMENS["tune"] = json_lines("tune", "--json", "--size", "4m", "--rounds", "1", "--writer", writer, "-o",
+                                   f"{folder}/settings.json", folder)
+    report = run([tool, "bench", "--json", "--shape=1x4k", "--writer", writer, "--directory", folder]).stdout
+    SPECIMENS["bench"] = [json.loads(report)] # one object of many lines
     SPECIMENS["verify"] = json_lines("verify", "--json", f"{root}/one")
     SPECIMENS["gc"] = json_lines("gc", "--json", "--keep", "1", "--dry-run", root)
     with open(f"{root}/two/model.safetensors", "r+b") as file:

@@ -1,5 +1,5 @@
-/* Any text as a job file: parsing never crashes or over-reads, what is wrong is said, and jobs that pass hold what the table of options
- * allows. */
+/* Any text as a job file: parsing never crashes or over-reads, what is wrong is said, and jobs that pass hold what the table
+ * of options allows. */
 #include "../../tools/bench/job.h"
 
 #include <assert.h>

@@ -1,4 +1,5 @@
-/* Any bytes as a settings file: loading never crashes, changes nothing unless it succeeds, and then only what such a file holds. */
+/* Any bytes as a settings file: loading never crashes, changes nothing unless it succeeds, and then only what such a file
+ * holds. */
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>

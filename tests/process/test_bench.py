@@ -100,7 +100,8 @@ def disk(make_filesystem):
 @pytest.mark.parametrize("output", ["json", "json+"])
 @pytest.mark.parametrize("rw", ["write", "read"])
 def test_every_key_of_fios_json_is_in_ours_with_the_same_kind_of_value(disk, rw, output):
-    options = ["--name=same", f"--rw={rw}", "--bs=64k", "--size=2m", "--iodepth=4", "--direct=1", f"--output-format={output}", "--fsync=8"]
+    options = ["--name=same", f"--rw={rw}", "--bs=64k", "--size=2m", "--iodepth=4", "--direct=1", "--fsync=8",
+               f"--output-format={output}"]
     path = f"{disk}/fio"
     theirs = json.loads(fio(*options, f"--filename={path}", "--ioengine=io_uring"))
     ours_run = bench(disk, *options)
@@ -197,8 +198,8 @@ def test_a_save_tells_its_stages_in_their_order(empty):
 
 
 def test_ranks_make_one_checkpoint(plain_root):
-    done = report(plain_root, "--rw=save", "--shape=llama3-8b", "--scale=1/20000", "--tp=2", "--dp=2", "--numjobs=4", "--group_reporting",
-                  "--keep=1")["jobs"]
+    done = report(plain_root, "--rw=save", "--shape=llama3-8b", "--scale=1/20000", "--tp=2", "--dp=2", "--numjobs=4",
+                  "--group_reporting", "--keep=1")["jobs"]
     assert len(done) == 1 and done[0]["tspool"]["ranks"] == 4
     work, = os.listdir(plain_root)
     checkpoint = f"{plain_root}/{work}/bench-00000001"
@@ -382,7 +383,8 @@ def test_ctrl_c_leaves_nothing(empty, arguments):
 
 
 def test_ctrl_c_ends_tune_and_leaves_nothing(empty, tmp_path):
-    command = [TSPOOL, "tune", empty, "--size=16m", "--rounds=900", "--writer", WRITER, "--output", str(tmp_path / "settings.json")]
+    command = [TSPOOL, "tune", empty, "--size=16m", "--rounds=900", "--writer", WRITER, "--output",
+               str(tmp_path / "settings.json")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     await_work(empty, process)
     os.killpg(process.pid, signal.SIGINT)
@@ -457,7 +459,8 @@ def test_a_terminal_shows_progress_and_a_pipe_does_not(empty):
 
 def test_contestants_are_held_against_the_first(empty):
     needs("fio")
-    done = report(empty, "--compare=fio,mine,ioengine=threads+bs=64k,fio-default", "--rounds=3", "--name=mine", "--shape=8x256k", "--direct=0")
+    done = report(empty, "--compare=fio,mine,ioengine=threads+bs=64k,fio-default", "--rounds=3", "--name=mine",
+                  "--shape=8x256k", "--direct=0")
     assert done["rounds"] == 3
     names = [contestant["name"] for contestant in done["contestants"]]
     assert names == ["fio", "mine", "ioengine=threads+bs=64k", "fio-default"]
@@ -483,6 +486,7 @@ def test_tune_writes_settings_that_bench_reads(empty, tmp_path):
     done = tspool("tune", empty, "--size=4m", "--rounds=1", "--writer", WRITER, "--output", path)
     assert done.returncode == 0, done.stderr
     assert "Nothing beats the defaults beyond noise" in done.stdout   # one round proves nothing
+    assert "no block device beneath tmpfs" in done.stdout
     settings = json.loads(path.read_text())
     assert settings["tspool"] == 1 and settings["item_bytes"] == 524288 and settings["depth"] == 32
     path.write_text(json.dumps(dict(settings, item_bytes=65536, depth=7, submit_batch=3, io="threads")))
@@ -490,7 +494,8 @@ def test_tune_writes_settings_that_bench_reads(empty, tmp_path):
     assert (engine["item_bytes"], engine["depth"], engine["submit_batch"], engine["backend"]) == (65536, 7, 3, "threads")
 
 
-@pytest.mark.parametrize("text, word", [("{", "JSON"), ('{"tspool": 2}', "another version"), ('{"tspool": 1, "io": "fast"}', "auto, uring, threads"),
+@pytest.mark.parametrize("text, word", [("{", "JSON"), ('{"tspool": 2}', "another version"),
+                                        ('{"tspool": 1, "io": "fast"}', "auto, uring, threads"),
                                         ('{"tspool": 1, "depth": 5000}', "depth"), ("{}", "tspool")])
 def test_settings_that_are_none_are_refused(empty, tmp_path, text, word):
     path = tmp_path / "settings.json"

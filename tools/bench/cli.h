@@ -1,4 +1,5 @@
-/* bench/cli.h - the command line of bench: fio's. Options before the first --name hold for all jobs, those after it for its job. */
+/* bench/cli.h - the command line of bench: fio's. Options before the first --name hold for all jobs, those after it for its
+ * job. */
 #ifndef BENCH_CLI_H
 #define BENCH_CLI_H
 

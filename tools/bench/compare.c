@@ -96,7 +96,8 @@ static const char *verdict_text(const struct standing *standing, unsigned who)
 
 static void table_put(FILE *out, const struct contest *contest)
 {
-    fprintf(out, "%-28s %10s %22s %12s %8s %16s  %s\n", "contestant", "median s", "(min-max)", "bw", "ratio", "(min-max)", "verdict");
+    fprintf(out, "%-28s %10s %22s %12s %8s %16s  %s\n", "contestant", "median s", "(min-max)", "bw", "ratio", "(min-max)",
+            "verdict");
     for (unsigned i = 0; i < contest->count; i++) {
         const struct contestant *c = &contest->contestants[i];
         struct standing standing = standing_of(contest, i);
@@ -107,10 +108,11 @@ static void table_put(FILE *out, const struct contest *contest)
                 verdict_text(&standing, i), c->backend, c->is_direct ? "direct" : "buffered");
     }
     fprintf(out, "\n%llu interleaved rounds, each %s by its own clock with the fsync in it; ratios are of throughput to %s.\n"
-            "A difference is claimed when one was faster in so many paired rounds that chance does it less than once in 20 (sign\n"
-            "test), and the medians differ by more than 2 %%.%s\n", (unsigned long long)contest->rounds_done,
+            "A difference is claimed when one was faster in so many paired rounds that chance does it less than once in 20\n"
+            "(sign test), and the medians differ by more than 2 %%.%s\n", (unsigned long long)contest->rounds_done,
             job_is_reading(&contest->contestants[0].job) ? "read" : "write", contest->contestants[0].name,
             contest->rounds_done < 6 ? " Fewer than 6 rounds can show none: give --rounds=7 or more." : "");
+    contest_doubts_put(out, contest);
 }
 
 static void json_put(FILE *out, const struct contest *contest)
@@ -119,6 +121,8 @@ static void json_put(FILE *out, const struct contest *contest)
 
     tree_begin(&tree, out);
     tree_number(&tree, "rounds", contest->rounds_done);
+    tree_real(&tree, "foreign_cpu", contest->foreign_cpu);
+    tree_number(&tree, "foreign_bytes", contest->foreign_bytes);
     tree_list_open(&tree, "contestants");
     for (unsigned i = 0; i < contest->count; i++) {
         const struct contestant *c = &contest->contestants[i];

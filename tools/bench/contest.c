@@ -1,6 +1,8 @@
 /* bench/contest.c - see contest.h. Contestants of ours are trainers with warm arenas that measure on command; fio is run anew. */
 #include "contest.h"
 #include "rank.h"
+#include "state.h"
+#include "trust.h"
 #include "workspace.h"
 
 #include "../commands/command.h"
@@ -136,7 +138,9 @@ static int fio_round(struct contestant *contestant, double *seconds, double *sta
         syncfs(fd);
         close(fd);
     }
-    status = fio_measure(&contestant->job, contestant->fio_kind, path, contestant->state_bytes, seconds, &contestant->bytes, complaint);
+    memory_prime(contestant->job.prime);
+    status = fio_measure(&contestant->job, contestant->fio_kind, path, contestant->state_bytes, seconds, &contestant->bytes,
+                         complaint);
     contestant->is_direct = contestant->fio_kind == FIO_TUNED;
     snprintf(contestant->backend, sizeof contestant->backend, "%s", contestant->fio_kind == FIO_TUNED ? "io_uring" : "psync");
     *stall = *seconds;
@@ -150,6 +154,7 @@ static int one_round(struct contest *contest, unsigned who, uint32_t number, boo
     int status = contestant->is_fio ? fio_round(contestant, &seconds, &stall, complaint)
                                     : crew_round(contestant, number, &seconds, &stall, complaint);
 
+    contest->own_bytes += contestant->bytes;
     if (status < 0 || !counts)
         return status;
     contestant->seconds[contest->rounds_done] = seconds;
@@ -200,8 +205,37 @@ static int rounds_run(struct contest *contest, struct complaint *complaint)
     return status;
 }
 
+void contest_doubts_put(FILE *out, const struct contest *contest)
+{
+    if (!*contest->device.name)
+        fprintf(out, "Not to be trusted: there is no block device beneath %s.\n",
+                *contest->device.filesystem ? contest->device.filesystem : "the directory");
+    if (contest->foreign_cpu > TRUST_FOREIGN_CPU)
+        fprintf(out, "Not to be trusted: other work took %.0f %% of the machine's CPU time meanwhile.\n",
+                100 * contest->foreign_cpu);
+    if ((double)contest->foreign_bytes > TRUST_FOREIGN_DISK * (double)contest->own_bytes)
+        fprintf(out, "Not to be trusted: others read and wrote %s on %s meanwhile, beside our %s.\n",
+                human_bytes(contest->foreign_bytes).bytes, contest->device.disk, human_bytes(contest->own_bytes).bytes);
+}
+
+static void others_note(struct contest *contest, const struct cpu_clock *clock, const struct disk_load *load)
+{
+    struct disk_load after, between;
+    struct cpu_clock now;
+
+    cpu_clock_read(&now);
+    contest->foreign_cpu = cpu_foreign(clock, &now, 0);
+    if (!disk_load_read(&contest->device, &after))
+        return;
+    between = disk_load_between(load, &after);
+    between.written_bytes += between.read_bytes;
+    contest->foreign_bytes = between.written_bytes > contest->own_bytes ? between.written_bytes - contest->own_bytes : 0;
+}
+
 int contest_run(struct contest *contest, struct complaint *complaint)
 {
+    struct disk_load load = { 0 };
+    struct cpu_clock clock;
     int status = 0;
 
     if (contest->rounds > STATS_ROUNDS_MAX || contest->rounds >= ROUNDS_KEPT)
@@ -209,8 +243,14 @@ int contest_run(struct contest *contest, struct complaint *complaint)
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     for (unsigned i = 0; i < contest->count && status == 0; i++)
         status = contestant_begin(&contest->contestants[i], complaint);
-    if (status == 0)
+    if (status == 0) {
+        device_look(contest->contestants[0].root, &contest->device);
+        disk_load_read(&contest->device, &load);
+        cpu_clock_read(&clock);
         status = rounds_run(contest, complaint);
-    contest_end(contest);
+    }
+    contest_end(contest); /* before the CPU is looked at: what has not ended is not counted as ours */
+    if (status == 0)
+        others_note(contest, &clock, &load);
     return status;
 }

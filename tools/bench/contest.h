@@ -5,8 +5,11 @@
 #define BENCH_CONTEST_H
 
 #include "crew.h"
+#include "device.h"
 #include "fio_peer.h"
 #include "stats.h"
+
+#include <stdio.h>
 
 #define CONTESTANTS_MAX 16u
 
@@ -24,7 +27,9 @@ struct contestant {
     char backend[16];
 };
 
-struct contest { struct contestant *contestants; unsigned count; uint64_t rounds, rounds_done; bool shows_progress; const char *what; };
+struct contest { struct contestant *contestants; unsigned count; uint64_t rounds,
+                rounds_done; bool shows_progress; const char *what;
+                 struct device device; double foreign_cpu; uint64_t own_bytes, foreign_bytes; /* what others did meanwhile */ };
 
 /* 0 or -1 (no memory). */
 int contest_init(struct contest *contest, uint64_t rounds, const char *what, bool shows_progress);
@@ -33,5 +38,7 @@ void contest_deinit(struct contest *contest);
 struct contestant *contest_add(struct contest *contest, const struct job *job, const char *name);
 /* One round that does not count, then `rounds`. 0; -1 with the complaint; -EINTR after Ctrl-C. */
 int contest_run(struct contest *contest, struct complaint *complaint);
+/* A line for each reason not to believe it; nothing when there is none. */
+void contest_doubts_put(FILE *out, const struct contest *contest);
 
 #endif

@@ -1,5 +1,5 @@
-/* bench/crew.c - see crew.h. Waiting is a futex with a time limit, so that a member which was killed costs a tenth of a second and
- * not the run.
+/* bench/crew.c - see crew.h. Waiting is a futex with a time limit, so that a member which was killed costs a tenth of a second
+ * and not the run.
  */
 #include "crew.h"
 

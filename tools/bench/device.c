@@ -141,8 +141,9 @@ bool disk_load_read(const struct device *device, struct disk_load *load)
         struct disk_load read = { 0 };
         uint64_t sectors_read, sectors_written;
 
-        if (sscanf(line, "%*u %*u %63s %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64
-                   " %*u %" SCNu64 " %" SCNu64, name, &read.reads, &read.read_merges, &sectors_read, &read.read_ms, &read.writes,
+        if (sscanf(line, "%*u %*u %63s %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64
+                   " %" SCNu64 " %*u %" SCNu64 " %" SCNu64, name, &read.reads, &read.read_merges, &sectors_read,
+                   &read.read_ms, &read.writes,
                    &read.write_merges, &sectors_written, &read.write_ms, &read.busy_ms, &read.queue_ms) != 11 ||
             strcmp(name, device->disk) != 0)
             continue;

@@ -19,7 +19,8 @@ struct device {
 void device_look(const char *path, struct device *device);
 
 /* Counters of /proc/diskstats. */
-struct disk_load { uint64_t reads, read_merges, read_bytes, read_ms, writes, write_merges, written_bytes, write_ms, queue_ms, busy_ms; };
+struct disk_load { uint64_t reads, read_merges, read_bytes, read_ms, writes, write_merges, written_bytes, write_ms, queue_ms,
+                  busy_ms; };
 /* False when the device is not listed there. */
 bool disk_load_read(const struct device *device, struct disk_load *load);
 struct disk_load disk_load_between(const struct disk_load *before, const struct disk_load *after);

@@ -95,7 +95,8 @@ static void argument_add(struct arguments *arguments, const char *format, ...)
     arguments->count++;
 }
 
-static void arguments_make(struct arguments *arguments, const struct job *job, enum fio_kind kind, const char *path, uint64_t bytes)
+static void arguments_make(struct arguments *arguments, const struct job *job, enum fio_kind kind, const char *path,
+                           uint64_t bytes)
 {
     uint64_t block = job->bs ? job->bs : (uint64_t)512 << 10;
     bool reads = job_is_reading(job);

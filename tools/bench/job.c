@@ -26,7 +26,8 @@ static const struct choice workloads[] = { { "save", WORKLOAD_SAVE }, { "load", 
                                            { "read", WORKLOAD_READ }, { NULL, 0 } };
 static const struct choice ioengines[] = { { "auto", IOENGINE_AUTO }, { "uring", IOENGINE_URING }, { "io_uring", IOENGINE_URING },
                                            { "threads", IOENGINE_THREADS }, { "buffered", IOENGINE_BUFFERED }, { NULL, 0 } };
-static const struct choice stagings[] = { { "now", STAGING_CHOICE_NOW }, { "background", STAGING_CHOICE_BACKGROUND }, { NULL, 0 } };
+static const struct choice stagings[] = { { "now", STAGING_CHOICE_NOW }, { "background", STAGING_CHOICE_BACKGROUND },
+                                         { NULL, 0 } };
 
 #define AT(member) offsetof(struct job, member)
 static const struct option_row rows[] = {
@@ -188,7 +189,8 @@ static int value_take(struct job *job, const struct option_row *row, const char 
     case KIND_FLAG:
         return flag_take(to, value) == 0 ? 0 : complaint_set(complaint, "%s: '%s' is neither 0 nor 1", row->name, value);
     case KIND_REAL:
-        return units_real(value, to) ? 0 : complaint_set(complaint, "%s: '%s' is no positive number (0.25, 1/16)", row->name, value);
+        return units_real(value, to) ? 0 : complaint_set(complaint, "%s: '%s' is no positive number (0.25, 1/16)", row->name,
+                                                         value);
     case KIND_INTERVAL:
         return interval_take(job, value) == 0 ? 0
                : complaint_set(complaint, "%s: '%s' is neither a number of steps (100) nor a time (30s)", row->name, value);
@@ -246,8 +248,8 @@ int job_set(struct job *job, const char *name, const char *value, struct complai
 
 int job_defaults(struct job *job, const char *name)
 {
-    *job = (struct job){ .rw = WORKLOAD_SAVE, .numjobs = 1, .loops = 1, .is_direct = true, .invalidate = true, .scale = 1, .seed = 1,
-                         .iodepth = 0, .size = 0 };
+    *job = (struct job){ .rw = WORKLOAD_SAVE, .numjobs = 1, .loops = 1, .is_direct = true, .invalidate = true, .scale = 1,
+                         .seed = 1 };
     job->name = strdup(name);
     return job->name ? 0 : -1;
 }
@@ -307,10 +309,13 @@ static int state_check(const struct job *job, struct complaint *complaint)
     if (job->bs % 4096)
         return complaint_set(complaint, "job '%s': bs=%llu is no multiple of 4096", job->name, (unsigned long long)job->bs);
     if (job->rw == WORKLOAD_SAVE && job->filename)
-        return complaint_set(complaint, "job '%s': rw=save makes its checkpoints itself: give directory=, not filename=", job->name);
-    if (job->fsync || job->thinktime_ns)
-        return complaint_set(complaint, "job '%s': %s= goes with rw=write and rw=read; a save is always synced", job->name,
-                             job->fsync ? "fsync" : "thinktime");
+        return complaint_set(complaint, "job '%s': rw=save makes its checkpoints itself: give directory=, not filename=",
+                             job->name);
+    if (job->fsync)
+        return complaint_set(complaint, "job '%s': fsync= goes with rw=write; a save is always synced", job->name);
+    if (job->thinktime_ns || job->ramp_ns)
+        return complaint_set(complaint, "job '%s': %s= goes with rw=write and rw=read", job->name,
+                             job->ramp_ns ? "ramp_time" : "thinktime");
     return 0;
 }
 

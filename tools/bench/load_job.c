@@ -54,7 +54,8 @@ static int checkpoint_open(struct crew *crew, unsigned member, const struct load
     const struct job *job = crew->job;
     int error;
 
-    options.io = job->ioengine == IOENGINE_URING ? TSPOOL_IO_URING : job->ioengine == IOENGINE_THREADS ? TSPOOL_IO_THREADS : TSPOOL_IO_AUTO;
+    options.io = job->ioengine == IOENGINE_URING ? TSPOOL_IO_URING : job->ioengine == IOENGINE_THREADS ? TSPOOL_IO_THREADS
+            : TSPOOL_IO_AUTO;
     options.item_bytes = (uint32_t)job->bs;
     options.depth = (uint32_t)job->iodepth;
     options.hash_threads = (uint32_t)job->hash_threads;
@@ -110,7 +111,8 @@ static int shape_find(struct crew *crew, unsigned member, struct loader *loader)
     int error;
 
     if (!crew->job->filename)
-        return shape_make(crew->job, member, &loader->shape, &complaint) < 0 ? rank_fail(crew, member, EINVAL, "%s", complaint.text) : 0;
+        return shape_make(crew->job, member, &loader->shape, &complaint) < 0
+                ? rank_fail(crew, member, EINVAL, "%s", complaint.text) : 0;
     error = checkpoint_open(crew, member, loader, &checkpoint);
     if (error < 0)
         return error;
@@ -143,7 +145,8 @@ static int load_open(struct crew *crew, unsigned member, void *context)
     return rank_meet(crew, member);
 }
 
-static struct tspool_read_request *requests_make(const struct crew *crew, const struct loader *loader, struct tspool_checkpoint *checkpoint)
+static struct tspool_read_request *requests_make(const struct crew *crew, const struct loader *loader,
+                                                 struct tspool_checkpoint *checkpoint)
 {
     struct tspool_read_request *requests = calloc(loader->shape.count ? loader->shape.count : 1, sizeof *requests);
     struct tspool_tensor_info info = TSPOOL_TENSOR_INFO_INIT;

@@ -73,7 +73,8 @@ static int buffers_make(struct crew *crew, unsigned member, struct plain *plain)
     plain->slots = calloc(depth, sizeof *plain->slots);
     plain->idle = calloc(depth, sizeof *plain->idle);
     if (!plain->memory || !plain->slots || !plain->idle)
-        return rank_fail(crew, member, ENOMEM, "%u blocks of %llu bytes: out of memory", depth, (unsigned long long)crew->job->bs);
+        return rank_fail(crew, member, ENOMEM, "%u blocks of %llu bytes: out of memory", depth,
+                         (unsigned long long)crew->job->bs);
     memory_fill(plain->memory, plain->memory_bytes, crew->job->seed + ((uint64_t)member << 32));
     for (unsigned i = 0; i < depth; i++)
         plain->idle[plain->idle_count++] = depth - 1 - i;
@@ -125,7 +126,8 @@ static int file_lay_out(struct crew *crew, unsigned member, struct plain *plain)
 static int file_open(struct crew *crew, unsigned member, struct plain *plain)
 {
     const struct job *job = crew->job;
-    int flags = (job->rw == WORKLOAD_READ ? O_RDONLY : O_RDWR) | (job->filename || job->rw == WORKLOAD_READ ? 0 : O_CREAT) | O_CLOEXEC;
+    int flags = (job->rw == WORKLOAD_READ ? O_RDONLY : O_RDWR) | (job->filename || job->rw == WORKLOAD_READ ? 0
+                                                                  : O_CREAT) | O_CLOEXEC;
     struct outcome *outcome = outcome_of(crew, member);
     struct stat stat;
 
@@ -136,9 +138,11 @@ static int file_open(struct crew *crew, unsigned member, struct plain *plain)
     if (plain->file < 0 || fstat(plain->file, &stat) < 0)
         return rank_fail(crew, member, errno, "%s: %s", plain->path, strerror(errno));
     if (job->rw == WORKLOAD_READ && S_ISREG(stat.st_mode) && (uint64_t)stat.st_size < job->size)
-        return rank_fail(crew, member, EINVAL, "%s holds %s, less than size=%s", plain->path, human_bytes((uint64_t)stat.st_size).bytes,
+        return rank_fail(crew, member, EINVAL, "%s holds %s, less than size=%s", plain->path,
+                         human_bytes((uint64_t)stat.st_size).bytes,
                          human_bytes(job->size).bytes);
-    if (job->rw == WORKLOAD_WRITE && S_ISREG(stat.st_mode) && fallocate(plain->file, 0, 0, (off_t)job->size) < 0 && errno != EOPNOTSUPP)
+    if (job->rw == WORKLOAD_WRITE && S_ISREG(stat.st_mode) && fallocate(plain->file, 0, 0, (off_t)job->size) < 0 &&
+        errno != EOPNOTSUPP)
         return rank_fail(crew, member, errno, "%s: room for %s: %s", plain->path, human_bytes(job->size).bytes, strerror(errno));
     return 0;
 }
@@ -236,7 +240,8 @@ static int transfer_end(struct crew *crew, unsigned member, struct plain *plain,
     plain->in_flight--;
     plain->idle[plain->idle_count++] = (unsigned)(slot - plain->slots);
     if (completion->result < 0 || (completion->result == 0 && slot->op.kind == OP_READ))
-        return rank_fail(crew, member, completion->result ? (int)-completion->result : EIO, "%s: %s at offset %llu: %s", plain->path,
+        return rank_fail(crew, member, completion->result ? (int)-completion->result : EIO, "%s: %s at offset %llu: %s",
+                         plain->path,
                          op_kind_name(slot->op.kind), (unsigned long long)slot->op.file_offset,
                          completion->result ? strerror((int)-completion->result) : "the file ends here");
     if ((uint64_t)completion->result < size) {

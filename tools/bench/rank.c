@@ -31,7 +31,12 @@ int rank_fail(struct crew *crew, unsigned member, int error, const char *format,
     return -error;
 }
 
-int rank_meet(struct crew *crew, unsigned member) { return crew->job->numjobs > 1 ? crew_meet(crew) : crew_is_given_up(crew) ? -ECANCELED : 0; }
+int rank_meet(struct crew *crew, unsigned member)
+{
+    if (crew->job->numjobs > 1)
+        return crew_meet(crew);
+    return crew_is_given_up(crew) ? -ECANCELED : 0;
+}
 
 /* Rank 0 decides for all, so that none saves alone. */
 static bool is_last(struct crew *crew, unsigned member, uint32_t done, uint64_t started_ns)

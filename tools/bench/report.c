@@ -60,7 +60,12 @@ void tensor_kinds_of(const struct job *job, unsigned first, unsigned count, stru
     }
 }
 
-static const struct { const char *unit; unsigned count; const char *labels[LATENCY_CLASSES]; uint64_t limits[LATENCY_CLASSES]; } units[3] = {
+static const struct {
+    const char *unit;
+    unsigned count;
+    const char *labels[LATENCY_CLASSES];
+    uint64_t limits[LATENCY_CLASSES];
+} units[3] = {
     { "nsec", 10, { "2", "4", "10", "20", "50", "100", "250", "500", "750", "1000" },
       { 2, 4, 10, 20, 50, 100, 250, 500, 750, 1000 } },
     { "usec", 10, { "2", "4", "10", "20", "50", "100", "250", "500", "750", "1000" },

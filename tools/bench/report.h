@@ -17,7 +17,12 @@ void report_terse(FILE *out, const struct run *run);
 
 /* Share of a latency's values in fio's classes: (limits[i - 1], limits[i]] of one unit, in percent. */
 #define LATENCY_CLASSES 12u
-struct latency_classes { const char *unit; unsigned count; const char *labels[LATENCY_CLASSES]; double percent[LATENCY_CLASSES]; };
+struct latency_classes {
+    const char *unit;
+    unsigned count;
+    const char *labels[LATENCY_CLASSES];
+    double percent[LATENCY_CLASSES];
+};
 void latency_classes_of(const struct histogram *histogram, struct latency_classes classes[3]);
 extern const char *const depth_labels[DEPTH_LEVELS], *const batch_labels[DEPTH_LEVELS];
 double percent_of(const uint64_t levels[DEPTH_LEVELS], unsigned level);

@@ -264,7 +264,8 @@ static void extras_member(struct tree *tree, const struct ran *ran, const struct
 
 /* Jobs ----------------------------------------------------------------------------------------------------------------- */
 
-static void options_member(struct tree *tree, const char *key, const char *name, const struct job_option *options, size_t from, size_t to)
+static void options_member(struct tree *tree, const char *key, const char *name, const struct job_option *options, size_t from,
+                           size_t to)
 {
     tree_open(tree, key);
     if (name)

@@ -47,7 +47,10 @@ static struct text iops_text(double value)
 /* The unit in which a latency's largest value still has digits to spare, as fio chooses it. */
 static double unit_of(const struct moments *moments, const char **name)
 {
-    *name = moments->min > 2000000 && moments->max > 99999999 ? "msec" : moments->min > 2000 && moments->max > 99999 ? "usec" : "nsec";
+    if (moments->min > 2000000 && moments->max > 99999999)
+        *name = "msec";
+    else
+        *name = moments->min > 2000 && moments->max > 99999 ? "usec" : "nsec";
     return **name == 'm' ? 1e6 : **name == 'u' ? 1e3 : 1;
 }
 
@@ -107,7 +110,8 @@ static void rate_line(FILE *out, const struct job *job, const struct outcome *ou
     double seconds = (double)outcome->runtime_ns / 1e9, rate = outcome->runtime_ns ? (double)outcome->bytes / seconds : 0;
 
     fprintf(out, "  %s: IOPS=%s, BW=%s (%s)(%s/%" PRIu64 "msec)\n", job_is_reading(job) ? "read" : "write",
-            iops_text(outcome->runtime_ns ? (double)outcome->ios / seconds : 0).bytes, kibi(rate, "/s").bytes, decimal_rate(rate).bytes,
+            iops_text(outcome->runtime_ns ? (double)outcome->ios / seconds : 0).bytes, kibi(rate, "/s").bytes,
+                    decimal_rate(rate).bytes,
             human_bytes(outcome->bytes).bytes, (outcome->runtime_ns + 999999) / 1000000);
 }
 
@@ -117,7 +121,8 @@ enum stage { STAGE_STALL, STAGE_PLANNED, STAGE_STAGED, STAGE_WRITTEN, STAGE_SYNC
 
 static uint64_t stage_of(const struct round *round, enum stage stage)
 {
-    const uint64_t times[STAGE_COUNT] = { round->stall_ns, round->planned_ns, round->staged_ns, round->written_ns, round->synced_ns,
+    const uint64_t times[STAGE_COUNT] = { round->stall_ns, round->planned_ns, round->staged_ns, round->written_ns,
+                                         round->synced_ns,
                                           round->durable_ns, round->published_ns };
 
     return times[stage];
@@ -150,7 +155,8 @@ static void stage_lines(FILE *out, const struct outcome *outcome)
 static void engine_lines(FILE *out, const struct outcome *outcome)
 {
     fprintf(out, "  engine       : %s, %s, item=%s, depth=%u, batch=%u, arena pages of %s\n", outcome->backend,
-            outcome->is_direct ? "direct" : "buffered", human_bytes(outcome->item_bytes).bytes, outcome->depth, outcome->submit_batch,
+            outcome->is_direct ? "direct" : "buffered", human_bytes(outcome->item_bytes).bytes, outcome->depth,
+                    outcome->submit_batch,
             human_bytes(outcome->page_bytes).bytes);
     if (*outcome->io_note)
         fprintf(out, "                 %s\n", outcome->io_note);
@@ -168,8 +174,9 @@ static void rounds_line(FILE *out, const struct outcome *outcome, bool is_save)
         attempts += outcome->rounds[i].attempts;
         cached = outcome->rounds[i].page_cache_bytes > cached ? outcome->rounds[i].page_cache_bytes : cached;
     }
-    fprintf(out, "  %-12s : %zu, %" PRIu64 " tensors of %s each time, cpu %.3f s/GiB, page cache %s", is_save ? "saves" : "loads", count,
-            outcome->tensors, human_bytes(outcome->state_bytes).bytes, bytes ? (double)cpu / 1e9 / ((double)bytes / (1 << 30)) : 0,
+    fprintf(out, "  %-12s : %zu, %" PRIu64 " tensors of %s each time, cpu %.3f s/GiB, page cache %s", is_save ? "saves" : "loads",
+            count, outcome->tensors, human_bytes(outcome->state_bytes).bytes,
+            bytes ? (double)cpu / 1e9 / ((double)bytes / (1 << 30)) : 0,
             human_bytes(cached).bytes);
     if (is_save)
         fprintf(out, ", attempts=%u", attempts);
@@ -198,7 +205,8 @@ static void training_lines(FILE *out, const struct training *training)
 {
     if (!training->steps)
         return;
-    fprintf(out, "  training     : %" PRIu64 " steps of %.2f ms, %.2f ms beside a save (x %.2f, worst %.2f ms)\n", training->steps,
+    fprintf(out, "  training     : %" PRIu64 " steps of %.2f ms, %.2f ms beside a save (x %.2f, worst %.2f ms)\n",
+            training->steps,
             training->step_ns / 1e6, training->step_during_ns / 1e6,
             training->step_ns > 0 ? training->step_during_ns / training->step_ns : 0, training->worst_step_ns / 1e6);
     fprintf(out, "                 %.2f steps lost a save, goodput %.1f %%\n", training->lost_steps, 100 * training->goodput);
@@ -209,7 +217,8 @@ static void depth_lines(FILE *out, const struct job *job, const struct outcome *
     levels_line(out, "  IO depths    : ", outcome->depth_levels, depth_labels);
     levels_line(out, "     submit    : ", outcome->submits, batch_labels);
     levels_line(out, "     complete  : ", outcome->completes, batch_labels);
-    fprintf(out, "     issued rwts: total=%" PRIu64 ",%" PRIu64 ",0,%" PRIu64 " short=%" PRIu64 ",%" PRIu64 ",0,0 dropped=0,0,0,0\n",
+    fprintf(out, "     issued rwts: total=%" PRIu64 ",%" PRIu64 ",0,%" PRIu64 " short=%" PRIu64 ",%" PRIu64
+            ",0,0 dropped=0,0,0,0\n",
             job_is_reading(job) ? outcome->ios : 0, job_is_reading(job) ? 0 : outcome->ios, outcome->sync.moments.count,
             job_is_reading(job) ? outcome->short_ios : 0, job_is_reading(job) ? 0 : outcome->short_ios);
     fprintf(out, "     latency   : target=0, window=0, percentile=100.00%%, depth=%" PRIu64 "\n", job->iodepth);
@@ -254,7 +263,8 @@ static void entry_lines(FILE *out, const struct ran *ran, unsigned first, unsign
     seconds = (time_t)(outcome->started_wall_ms / 1000);
     strftime(when, sizeof when, "%a %b %e %H:%M:%S %Y", localtime_r(&seconds, &local));
     fprintf(out, "\n%s: (groupid=%u, jobs=%u): err=%2d%s%s%s: pid=%d: %s\n", job->name, job->group, count, outcome->error,
-            outcome->error ? " (" : "", outcome->error ? strerror(outcome->error) : "", outcome->error ? ")" : "", (int)outcome->pid, when);
+            outcome->error ? " (" : "", outcome->error ? strerror(outcome->error) : "", outcome->error ? ")" : "",
+                    (int)outcome->pid, when);
     rate_line(out, job, outcome);
     latency_line(out, "slat", &outcome->slat.moments);
     latency_line(out, "clat", &outcome->clat.moments);
@@ -297,7 +307,8 @@ static void group_line(FILE *out, const struct run *run, unsigned group, bool re
             longest = outcome->runtime_ns > longest ? outcome->runtime_ns : longest;
         }
     if (bytes)
-        fprintf(out, "  %5s: bw=%s (%s), %s-%s, io=%s, run=%" PRIu64 "-%" PRIu64 "msec\n", reads ? "READ" : "WRITE", kibi(rate, "/s").bytes,
+        fprintf(out, "  %5s: bw=%s (%s), %s-%s, io=%s, run=%" PRIu64 "-%" PRIu64 "msec\n", reads ? "READ" : "WRITE",
+                kibi(rate, "/s").bytes,
                 decimal_rate(rate).bytes, kibi(least, "/s").bytes, kibi(most, "/s").bytes, human_bytes(bytes).bytes,
                 (shortest + 999999) / 1000000, (longest + 999999) / 1000000);
 }
@@ -310,10 +321,12 @@ static void device_lines(FILE *out, const struct ran *ran)
             *device->mount_point ? device->mount_point : "-", device->filesystem, human_bytes(device->free_bytes).bytes);
     if (*device->disk)
         fprintf(out, "\n  disk %s: %s%s%s, scheduler %s, write cache: %s, O_DIRECT by %u", device->disk, device->model,
-                *device->model ? ", " : "", human_bytes(device->disk_bytes).bytes, *device->scheduler ? device->scheduler : "unknown",
+                *device->model ? ", " : "", human_bytes(device->disk_bytes).bytes, *device->scheduler ? device->scheduler
+                : "unknown",
                 *device->write_cache ? device->write_cache : "unknown", device->direct_offset_align);
     if (*device->disk)
-        fprintf(out, "\n\nDisk stats (read/write):\n  %s: ios=%" PRIu64 "/%" PRIu64 ", merge=%" PRIu64 "/%" PRIu64 ", ticks=%" PRIu64 "/%"
+        fprintf(out, "\n\nDisk stats (read/write):\n  %s: ios=%" PRIu64 "/%" PRIu64 ", merge=%" PRIu64 "/%" PRIu64
+                ", ticks=%" PRIu64 "/%"
                 PRIu64 ", in_queue=%" PRIu64, device->disk, ran->disk.reads, ran->disk.writes, ran->disk.read_merges,
                 ran->disk.write_merges, ran->disk.read_ms, ran->disk.write_ms, ran->disk.queue_ms);
     fputc('\n', out);

@@ -31,7 +31,8 @@ static void direction_fields(FILE *out, const struct outcome *o)
         else
             fputs(";0%=0", out);
     latency_fields(out, &o->lat.moments);
-    fprintf(out, ";%" PRIu64 ";%" PRIu64 ";%f%%;%f;%f", o->bandwidth.kib.min, o->bandwidth.kib.max, o->bandwidth.kib.count ? 100.0 : 0.0,
+    fprintf(out, ";%" PRIu64 ";%" PRIu64 ";%f%%;%f;%f", o->bandwidth.kib.min, o->bandwidth.kib.max, o->bandwidth.kib.count
+            ? 100.0 : 0.0,
             o->bandwidth.kib.mean, moments_deviation(&o->bandwidth.kib));
 }
 

@@ -145,7 +145,8 @@ static uint64_t moved_bytes(const struct outcome *outcome)
     return outcome->prepared_bytes + (done > outcome->bytes ? done : outcome->bytes);
 }
 
-static void group_judge(struct run *run, size_t from, size_t to, const struct cpu_clock *before, const struct disk_load *disk_before)
+static void group_judge(struct run *run, size_t from, size_t to, const struct cpu_clock *before,
+                        const struct disk_load *disk_before)
 {
     struct surroundings around = { 0 };
     struct disk_load after;
@@ -275,7 +276,8 @@ static void rounds_merge(struct outcome *into, const struct outcome *from)
     for (size_t i = 0; i < atomic_load(&from->rounds_done) && i < ROUNDS_KEPT; i++) {
         struct round *to = &into->rounds[i];
         const struct round *of = &from->rounds[i];
-        uint64_t bytes = to->bytes + of->bytes, cpu = to->cpu_ns + of->cpu_ns, cached = to->page_cache_bytes + of->page_cache_bytes;
+        uint64_t bytes = to->bytes + of->bytes, cpu = to->cpu_ns + of->cpu_ns,
+                cached = to->page_cache_bytes + of->page_cache_bytes;
 
         if (of->wall_ns > to->wall_ns)
             *to = *of;

@@ -42,7 +42,8 @@ static int state_make(struct crew *crew, unsigned member, struct saver *saver)
         return rank_fail(crew, member, EINVAL, "%s", complaint.text);
     wanted = (saver->shape.memory_bytes + (64 << 20)) * crew->job->numjobs;
     if (available && wanted > available)
-        return rank_fail(crew, member, ENOMEM, "the state of %llu rank(s) takes %s of memory and %s are available: give a smaller "
+        return rank_fail(crew, member, ENOMEM,
+                         "the state of %llu rank(s) takes %s of memory and %s are available: give a smaller "
                          "shape or scale=", (unsigned long long)crew->job->numjobs, human_bytes(wanted).bytes,
                          human_bytes(available).bytes);
     saver->memory = memory_map(saver->shape.memory_bytes);
@@ -166,7 +167,8 @@ static int level_await(struct crew *crew, unsigned member, struct saver *saver, 
         if (crew_is_given_up(crew))
             return -ECANCELED;
     } while (error == -ETIMEDOUT);
-    return error < 0 ? rank_fail(crew, member, -error, "%s", *result.failure.message ? result.failure.message : strerror(-error)) : 0;
+    return error < 0 ? rank_fail(crew, member, -error, "%s", *result.failure.message ? result.failure.message
+                                 : strerror(-error)) : 0;
 }
 
 static int publish(struct crew *crew, unsigned member, const char *name)
@@ -198,20 +200,23 @@ static void modes_note(struct outcome *outcome, const struct tspool_save_result 
     memcpy(outcome->io_note, result->io_note, sizeof outcome->io_note);
 }
 
-static struct round round_of(const struct tspool_save_result *result, uint64_t begun, uint64_t submitted, uint64_t stall, uint64_t ended)
+static struct round round_of(const struct tspool_save_result *result, uint64_t begun, uint64_t submitted, uint64_t stall,
+                             uint64_t ended)
 {
     uint64_t before = submitted - begun; /* the engine counts from the submit */
 
     return (struct round){
         .bytes = result->file_bytes, .wall_ns = ended - begun, .stall_ns = stall, .planned_ns = before + result->planned_ns,
-        .staged_ns = before + result->staged_ns, .written_ns = before + result->written_ns, .synced_ns = before + result->synced_ns,
+        .staged_ns = before + result->staged_ns, .written_ns = before + result->written_ns,
+                .synced_ns = before + result->synced_ns,
         .durable_ns = before + result->durable_ns, .published_ns = ended - begun, .attempts = result->attempts,
         .plan_reused = result->plan_reused, .replayable = result->replayable,
     };
 }
 
 /* stall, the rest, and both, under fio's names for submission, completion and total latency. */
-static void round_note(struct crew *crew, unsigned member, struct round *round, const struct tspool_save_result *result, uint32_t number)
+static void round_note(struct crew *crew, unsigned member, struct round *round, const struct tspool_save_result *result,
+                       uint32_t number)
 {
     struct outcome *outcome = outcome_of(crew, member);
 
@@ -231,7 +236,8 @@ static void round_note(struct crew *crew, unsigned member, struct round *round, 
     moments_add(&outcome->bandwidth.ios, (uint64_t)((double)result->writes * 1e9 / (double)round->wall_ns));
 }
 
-static int save_measure(struct crew *crew, unsigned member, struct saver *saver, const char *name, uint32_t number, struct round *round)
+static int save_measure(struct crew *crew, unsigned member, struct saver *saver, const char *name, uint32_t number,
+                        struct round *round)
 {
     struct tspool_save_result result = TSPOOL_SAVE_RESULT_INIT;
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;

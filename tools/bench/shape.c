@@ -12,6 +12,7 @@
 #include <tspool/checkpoint.h>
 
 #define TENSORS_MAX 1000000u
+#define BYTES_MAX ((uint64_t)1 << 60)
 
 int shape_append(struct shape *shape, const struct shape_tensor *tensor)
 {
@@ -54,10 +55,12 @@ static int repeated_make(const struct job *job, unsigned member, uint64_t count,
                          struct complaint *complaint)
 {
     bool words = bytes % 4 == 0;
+    uint64_t all;
 
     count = (uint64_t)((double)count * job->scale + 0.5);
-    if (count == 0 || count > TENSORS_MAX || bytes == 0 || bytes > UINT64_MAX / TENSORS_MAX)
-        return complaint_set(complaint, "shape: '%s' is not within 1..%u tensors of 1 byte or more", job->shape, TENSORS_MAX);
+    if (count == 0 || count > TENSORS_MAX || bytes == 0 || !checked_mul(count, bytes, &all) || all > BYTES_MAX)
+        return complaint_set(complaint, "shape: '%s' is not within 1..%u tensors of 1 byte or more, 1 EiB in all", job->shape,
+                             TENSORS_MAX);
     for (uint64_t i = 0; i < count; i++) {
         struct shape_tensor tensor = { .dtype = words ? TSPOOL_F32 : TSPOOL_U8, .rank = 1, .kind = "tensors",
                                        .shape = { words ? bytes / 4 : bytes } };

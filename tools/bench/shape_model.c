@@ -102,7 +102,8 @@ static void tensor_add(struct maker *maker, const char *prefix, const char *name
                        enum tspool_dtype dtype, bool shares_rows, bool optimizer)
 {
     const struct shape *shape = maker->shape;
-    struct shape_tensor tensor = { .dtype = dtype, .rank = parameter->columns ? 2 : 1, .kind = kind_of(parameter->part, optimizer) };
+    struct shape_tensor tensor = { .dtype = dtype, .rank = parameter->columns ? 2 : 1,
+                                  .kind = kind_of(parameter->part, optimizer) };
     uint64_t size[2] = { parameter->rows, parameter->columns ? parameter->columns : 1 }, offset[2] = { 0, 0 };
     unsigned along = parameter->cut == CUT_COLUMNS;
     uint64_t within;
@@ -155,7 +156,8 @@ static unsigned layer_of(const struct model *model, struct parameter out[LAYER_P
     uint64_t w = model->width, h = model->hidden, k = model->key_values;
     const struct parameter gpt2[] = {
         { "ln_1.weight", w, 0, CUT_NONE, PART_NORM }, { "ln_1.bias", w, 0, CUT_NONE, PART_NORM },
-        { "attn.c_attn.weight", w, 3 * w, CUT_COLUMNS, PART_ATTENTION }, { "attn.c_attn.bias", 3 * w, 0, CUT_ROWS, PART_ATTENTION },
+        { "attn.c_attn.weight", w, 3 * w, CUT_COLUMNS, PART_ATTENTION },
+                { "attn.c_attn.bias", 3 * w, 0, CUT_ROWS, PART_ATTENTION },
         { "attn.c_proj.weight", w, w, CUT_ROWS, PART_ATTENTION }, { "attn.c_proj.bias", w, 0, CUT_NONE, PART_ATTENTION },
         { "ln_2.weight", w, 0, CUT_NONE, PART_NORM }, { "ln_2.bias", w, 0, CUT_NONE, PART_NORM },
         { "mlp.c_fc.weight", w, h, CUT_COLUMNS, PART_MLP }, { "mlp.c_fc.bias", h, 0, CUT_ROWS, PART_MLP },
@@ -163,7 +165,8 @@ static unsigned layer_of(const struct model *model, struct parameter out[LAYER_P
     };
     const struct parameter llama[] = {
         { "input_layernorm.weight", w, 0, CUT_NONE, PART_NORM }, { "self_attn.q_proj.weight", w, w, CUT_ROWS, PART_ATTENTION },
-        { "self_attn.k_proj.weight", k, w, CUT_ROWS, PART_ATTENTION }, { "self_attn.v_proj.weight", k, w, CUT_ROWS, PART_ATTENTION },
+        { "self_attn.k_proj.weight", k, w, CUT_ROWS, PART_ATTENTION },
+                { "self_attn.v_proj.weight", k, w, CUT_ROWS, PART_ATTENTION },
         { "self_attn.o_proj.weight", w, w, CUT_COLUMNS, PART_ATTENTION },
         { "post_attention_layernorm.weight", w, 0, CUT_NONE, PART_NORM }, { "mlp.gate_proj.weight", h, w, CUT_ROWS, PART_MLP },
         { "mlp.up_proj.weight", h, w, CUT_ROWS, PART_MLP }, { "mlp.down_proj.weight", w, h, CUT_COLUMNS, PART_MLP },
@@ -241,10 +244,12 @@ static int parallelism_of(const struct job *job, const struct model *model, stru
     shape->dp = job->dp ? job->dp : !given ? model->dp : job->ranks ? max_u64(job->ranks / (shape->tp * shape->pp), 1) : 1;
     shape->world_size = shape->tp * shape->pp * shape->dp;
     if (job->ranks && job->ranks != shape->world_size)
-        return complaint_set(complaint, "ranks=%" PRIu64 " is not tp=%" PRIu64 " times pp=%" PRIu64 " times dp=%" PRIu64, job->ranks,
+        return complaint_set(complaint, "ranks=%" PRIu64 " is not tp=%" PRIu64 " times pp=%" PRIu64 " times dp=%" PRIu64,
+                             job->ranks,
                              shape->tp, shape->pp, shape->dp);
     if (job->rank + job->numjobs > shape->world_size)
-        return complaint_set(complaint, "rank=%" PRIu64 " with numjobs=%" PRIu64 " goes beyond the %" PRIu64 " ranks of %s", job->rank,
+        return complaint_set(complaint, "rank=%" PRIu64 " with numjobs=%" PRIu64 " goes beyond the %" PRIu64 " ranks of %s",
+                             job->rank,
                              job->numjobs, shape->world_size, model->name);
     return 0;
 }
@@ -260,7 +265,8 @@ int shape_model_make(const struct job *job, unsigned member, struct shape *shape
         return -1;
     maker.layers = max_u64((uint64_t)(layers + 0.5), 1);
     if (shape->pp > maker.layers)
-        return complaint_set(complaint, "pp=%" PRIu64 " is more than the %" PRIu64 " layer(s) that scale=%g leaves of %s: give pp=1",
+        return complaint_set(complaint, "pp=%" PRIu64 " is more than the %" PRIu64 " layer(s) that scale=%g leaves of %s: "
+                             "give pp=1",
                              shape->pp, maker.layers, job->scale, model->name);
     maker.ends_share = (double)maker.layers / (double)model->layers;
     maker.rows_share = layers < 1 ? layers : 1;

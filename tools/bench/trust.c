@@ -9,8 +9,6 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define FOREIGN_CPU 0.15
-#define FOREIGN_DISK 0.10
 #define FOREIGN_DISK_LEAST ((uint64_t)16 << 20)
 #define DRIFT 0.10
 #define DRIFT_ROUNDS 6u
@@ -36,10 +34,12 @@ static void doubt(struct doubts *doubts, const char *kind, const char *format, .
 static void mode_judge(const struct job *job, const struct outcome *outcome, const struct device *device, struct doubts *doubts)
 {
     if (outcome->wanted_direct && !outcome->is_direct)
-        doubt(doubts, "buffered", "O_DIRECT was asked for and is not in force on %s: this is the page cache's speed, not the device's",
+        doubt(doubts, "buffered", "O_DIRECT was asked for and is not in force on %s: this is the page cache's speed, not "
+              "the device's",
               *device->filesystem ? device->filesystem : "this file system");
     if (job->ioengine != IOENGINE_THREADS && job->ioengine != IOENGINE_BUFFERED && strcmp(outcome->backend, "threads") == 0)
-        doubt(doubts, "fallback", "threads wrote, not io_uring: %s", *outcome->io_note ? outcome->io_note : "the kernel refused it");
+        doubt(doubts, "fallback", "threads wrote, not io_uring: %s", *outcome->io_note ? outcome->io_note
+              : "the kernel refused it");
     if (!*device->name)
         doubt(doubts, "no_device", "there is no block device beneath %s: memory, a network or another file system was measured",
               *device->filesystem ? device->filesystem : "this directory");
@@ -104,7 +104,8 @@ static void drift_judge(const struct outcome *outcome, struct doubts *doubts)
     early = median_wall(outcome->rounds, half);
     late = median_wall(outcome->rounds + count - half, half);
     if (late > early * (1 + DRIFT) || late < early * (1 - DRIFT))
-        doubt(doubts, "drift", "the later rounds took %.2f times as long as the earlier ones: heat, a full write cache, spent burst "
+        doubt(doubts, "drift", "the later rounds took %.2f times as long as the earlier ones: heat, a full write cache, "
+              "spent burst "
               "credits, or other work; run longer", late / early);
 }
 
@@ -114,13 +115,13 @@ static void others_judge(const struct surroundings *around, struct doubts *doubt
 {
     uint64_t own = around->own_bytes, all, foreign;
 
-    if (around->foreign_cpu > FOREIGN_CPU)
+    if (around->foreign_cpu > TRUST_FOREIGN_CPU)
         doubt(doubts, "cpu_busy", "other work took %.0f %% of the machine's CPU time meanwhile", 100 * around->foreign_cpu);
     if (!around->disk)
         return;
     all = around->disk->written_bytes + around->disk->read_bytes;
     foreign = all > own ? all - own : 0;
-    if (foreign > FOREIGN_DISK_LEAST && (double)foreign > FOREIGN_DISK * (double)own)
+    if (foreign > FOREIGN_DISK_LEAST && (double)foreign > TRUST_FOREIGN_DISK * (double)own)
         doubt(doubts, "device_busy", "others read and wrote %s on %s meanwhile, beside our %s", human_bytes(foreign).bytes,
               around->device->disk, human_bytes(own).bytes);
 }
@@ -158,7 +159,8 @@ void cpu_clock_read(struct cpu_clock *clock)
     FILE *file = fopen("/proc/stat", "re");
     struct rusage own, children;
 
-    if (file && fscanf(file, "cpu %lf %lf %lf %lf %lf %lf %lf %lf", &ticks[0], &ticks[1], &ticks[2], &ticks[3], &ticks[4], &ticks[5],
+    if (file && fscanf(file, "cpu %lf %lf %lf %lf %lf %lf %lf %lf", &ticks[0], &ticks[1], &ticks[2], &ticks[3], &ticks[4],
+                       &ticks[5],
                        &ticks[6], &ticks[7]) < 4)
         ticks[0] = 0;
     if (file)

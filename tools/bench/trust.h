@@ -6,6 +6,8 @@
 #include "job.h"
 #include "outcome.h"
 
+#define TRUST_FOREIGN_CPU 0.15  /* share of the machine */
+#define TRUST_FOREIGN_DISK 0.10 /* of our own bytes */
 #define DOUBTS_MAX 8u
 struct doubts { unsigned count; struct { char kind[32], text[256]; } items[DOUBTS_MAX]; };
 

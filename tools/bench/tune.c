@@ -50,6 +50,7 @@ struct tune {
     double gain, gain_least, gain_most; /* of throughput over the defaults, confirmed rounds */
     double stall_gain;
     bool is_better, has_less_stall;
+    struct contest worst;        /* of all contests, what others did meanwhile */
 };
 
 /* The sweep ------------------------------------------------------------------------------------------------------------ */
@@ -99,7 +100,8 @@ static unsigned winner_of(const struct contest *contest, bool by_stall)
     for (unsigned i = 1; i < contest->count; i++) {
         const double *other = by_stall ? contest->contestants[i].stall : contest->contestants[i].pace;
 
-        if (median(other, contest->rounds_done) < fastest && compare_series(best, other, contest->rounds_done) == SECOND_IS_LESS) {
+        if (median(other, contest->rounds_done) < fastest && compare_series(best, other,
+                                                                            contest->rounds_done) == SECOND_IS_LESS) {
             fastest = median(other, contest->rounds_done);
             winner = i;
         }
@@ -107,7 +109,18 @@ static unsigned winner_of(const struct contest *contest, bool by_stall)
     return winner;
 }
 
-static void dimension_tell(const struct tune *tune, const struct dimension *dimension, const struct contest *contest, unsigned winner)
+/* Each contest's doubts would say the same five times: the worst stands for all. */
+static void doubts_note(struct tune *tune, const struct contest *contest)
+{
+    tune->worst.device = contest->device;
+    if (contest->foreign_cpu > tune->worst.foreign_cpu)
+        tune->worst.foreign_cpu = contest->foreign_cpu;
+    tune->worst.own_bytes += contest->own_bytes;
+    tune->worst.foreign_bytes += contest->foreign_bytes;
+}
+
+static void dimension_tell(const struct tune *tune, const struct dimension *dimension, const struct contest *contest,
+                           unsigned winner)
 {
     if (tune->quiet || tune->as_json)
         return;
@@ -144,6 +157,7 @@ static int dimension_sweep(struct tune *tune, size_t d)
     if (status == 0)
         status = contest_run(&contest, &tune->complaint);
     if (status == 0) {
+        doubts_note(tune, &contest);
         winner = winner_of(&contest, dimension->by_stall);
         dimension_tell(tune, dimension, &contest, winner);
         for (unsigned i = 0; winner && dimension->candidates[i]; i++)
@@ -189,8 +203,10 @@ static int confirm(struct tune *tune)
         status = candidate_add(tune, &contest, tune->best, "best");
     if (status == 0)
         status = contest_run(&contest, &tune->complaint);
-    if (status == 0)
+    if (status == 0) {
+        doubts_note(tune, &contest);
         gains_take(tune, &contest);
+    }
     if (status == 0 && !tune->is_better && !tune->has_less_stall)
         memcpy(tune->best, tune->standard, sizeof tune->best);
     contest_deinit(&contest);
@@ -250,14 +266,17 @@ static void command_line_put(const struct tune *tune)
 static void result_say(const struct tune *tune)
 {
     if (tune->is_better)
-        printf("\nbest: %.2f times the defaults' throughput (%.2f-%.2f over %" PRIu64 " fresh rounds)\n", tune->gain, tune->gain_least,
+        printf("\nbest: %.2f times the defaults' throughput (%.2f-%.2f over %" PRIu64 " fresh rounds)\n", tune->gain,
+               tune->gain_least,
                tune->gain_most, tune->rounds);
     else if (tune->has_less_stall)
         printf("\nbest: the defaults' stall is %.2f times as long; throughput is the same within noise\n", tune->stall_gain);
     else
         printf("\nNothing beats the defaults beyond noise: keep them.%s\n",
                tune->rounds < 6 ? " (Fewer than 6 rounds can show nothing else.)" : "");
-    printf("A difference counts when it is seen in so many paired rounds that chance does it less than once in 20, and is above 2 %%.\n");
+    printf("A difference counts when it is seen in so many paired rounds that chance does it less than once in 20, and is above "
+           "2 %%.\n");
+    contest_doubts_put(stdout, &tune->worst);
     command_line_put(tune);
     printf("settings: %s (C: tspool_options_load; Python: tspool.Spool(root, settings=\"%s\"))\n", tune->output, tune->output);
 }
@@ -329,8 +348,10 @@ static int option_take(struct tune *tune, int option)
 static int run(int argc, char **argv)
 {
     static const struct option options[] = {
-        { "size", required_argument, NULL, 's' }, { "rounds", required_argument, NULL, 'r' }, { "output", required_argument, NULL, 'o' },
-        { "writer", required_argument, NULL, 'w' }, { "json", no_argument, NULL, 'j' }, { "quiet", no_argument, NULL, 'q' }, { 0 },
+        { "size", required_argument, NULL, 's' }, { "rounds", required_argument, NULL, 'r' },
+                { "output", required_argument, NULL, 'o' },
+        { "writer", required_argument, NULL, 'w' }, { "json", no_argument, NULL, 'j' }, { "quiet", no_argument, NULL, 'q' },
+                { 0 },
     };
     uint64_t available = meminfo_bytes("MemAvailable");
     struct tune tune = { .output = SETTINGS_FILE, .rounds = 7,

@@ -108,7 +108,8 @@ int space_check(const char *path, uint64_t bytes, struct complaint *complaint)
         return complaint_set(complaint, "%.300s: %s", path, strerror(errno));
     there = (uint64_t)stat.f_bavail * stat.f_frsize;
     if (there < wanted)
-        return complaint_set(complaint, "%.300s: %s are needed and %s are free: free some, or give a smaller size=, shape= or scale=",
+        return complaint_set(complaint, "%.300s: %s are needed and %s are free: free some, or give a smaller size=, shape= or "
+                             "scale=",
                              path, human_bytes(wanted).bytes, human_bytes(there).bytes);
     return 0;
 }
@@ -140,7 +141,8 @@ int device_consent(const struct job *job, const char *path, struct complaint *co
         return complaint_set(complaint, "%.300s is neither a file nor a block device", path);
     used = device_is_used(path);
     if (used && (strncmp(consent, "mounted:", 8) != 0 || strcmp(consent + 8, path) != 0))
-        return complaint_set(complaint, "%.200s is a block device that is mounted or in use: writing to it destroys what is on it. "
+        return complaint_set(complaint, "%.200s is a block device that is mounted or in use: writing to it destroys what is "
+                             "on it. "
                              "Unmount it; or, if you mean it, give destroy_data_on=mounted:%.200s", path, path);
     if (!used && strcmp(consent, path) != 0)
         return complaint_set(complaint, "%.200s is a block device: writing to it destroys what is on it. If you mean it, give "

@@ -1,4 +1,5 @@
-/* Histogram: percentiles that people compare with fio's. A bin at the wrong place would make every latency wrong, and nobody sees it. */
+/* Histogram: percentiles that people compare with fio's. A bin at the wrong place would make every latency wrong, and nobody
+ * sees it. */
 #include <bench/histogram.h>
 
 #include <criterion/criterion.h>

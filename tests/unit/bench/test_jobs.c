@@ -43,7 +43,8 @@ Test(jobs, sizes_are_fios)
 {
     static const struct { const char *text; uint64_t bytes; } sizes[] = {
         { "4096", 4096 }, { "4k", 4096 }, { "4K", 4096 }, { "4kb", 4096 }, { "4KiB", 4096 }, { "4ki", 4096 }, { "1m", 1 << 20 },
-        { "3g", (uint64_t)3 << 30 }, { "2t", (uint64_t)2 << 40 }, { "1p", (uint64_t)1 << 50 }, { "15e", (uint64_t)15 << 60 }, { "7b", 7 },
+        { "3g", (uint64_t)3 << 30 }, { "2t", (uint64_t)2 << 40 }, { "1p", (uint64_t)1 << 50 }, { "15e", (uint64_t)15 << 60 },
+                { "7b", 7 },
     };
     uint64_t bytes;
 
@@ -55,7 +56,8 @@ Test(jobs, sizes_are_fios)
 
 Test(jobs, what_is_no_size_is_none)
 {
-    static const char *const texts[] = { "", "k", "-1", " 1", "1 k", "1q", "1kk", "1kibs", "0x10", "16e", "99999999999999999999", "1.5k" };
+    static const char *const texts[] = { "", "k", "-1", " 1", "1 k", "1q", "1kk", "1kibs", "0x10", "16e",
+                                        "99999999999999999999", "1.5k" };
     uint64_t bytes = 42;
 
     for (unsigned i = 0; i < sizeof texts / sizeof *texts; i++)
@@ -109,7 +111,8 @@ Test(jobs, sections_take_over_what_is_global_before_them)
 {
     struct jobs jobs;
 
-    cr_assert_eq(parse(&jobs, "; first\n[global]\nbs=64k\nsize=1m  # of each\nrw=write\n\n[a]\niodepth=4\n[global]\nbs = 128k\n[b]\nrw=read\n"), 0,
+    cr_assert_eq(parse(&jobs, "; first\n[global]\nbs=64k\nsize=1m  # of each\nrw=write\n\n[a]\niodepth=4\n[global]\nbs = 128k\n"
+                              "[b]\nrw=read\n"), 0,
                  "%s", complaint.text);
     cr_assert_eq(jobs.count, 2);
     cr_assert_str_eq(jobs.jobs[0].name, "a");
@@ -126,7 +129,8 @@ Test(jobs, jobs_run_at_once_until_one_waits)
 {
     struct jobs jobs;
 
-    cr_assert_eq(parse(&jobs, "[global]\nrw=write\nsize=1m\n[a]\n[b]\n[c]\nstonewall\n[d]\n[e]\nwait_for_previous=1\n"), 0, "%s", complaint.text);
+    cr_assert_eq(parse(&jobs, "[global]\nrw=write\nsize=1m\n[a]\n[b]\n[c]\nstonewall\n[d]\n[e]\nwait_for_previous=1\n"), 0,
+                 "%s", complaint.text);
     cr_assert_eq(jobs.jobs[0].group, 0);
     cr_assert_eq(jobs.jobs[1].group, 0);
     cr_assert_eq(jobs.jobs[2].group, 1);
@@ -159,13 +163,16 @@ Test(jobs, what_does_not_go_together_is_refused)
     refused("[a]\nrw=write\nsize=4k\nbs=8k\n", "smaller than one block");
     refused("[a]\nrw=save\nshape=1x4k\ntime_based\n", "needs runtime=");
     refused("[a]\nrw=load\nshape=1x4k\ntrain_ms=5\n", "rw=save only");
+    refused("[a]\nrw=save\nshape=1x4k\nramp_time=5\n", "ramp_time= goes with");
+    refused("[a]\nrw=save\nshape=1x4k\nfsync=1\n", "always synced");
 }
 
 Test(jobs, interval_is_steps_or_a_time)
 {
     struct jobs jobs;
 
-    cr_assert_eq(parse(&jobs, "[a]\nshape=1x4k\ninterval=20\n[b]\nshape=1x4k\ninterval=3s\ntrain_ms=5\n"), 0, "%s", complaint.text);
+    cr_assert_eq(parse(&jobs, "[a]\nshape=1x4k\ninterval=20\n[b]\nshape=1x4k\ninterval=3s\ntrain_ms=5\n"), 0, "%s",
+                 complaint.text);
     cr_assert_eq(jobs.jobs[0].interval_steps, 20);
     cr_assert_eq(jobs.jobs[0].train_ns, 50000000);
     cr_assert_eq(jobs.jobs[1].interval_ns, 3000000000);
@@ -190,7 +197,8 @@ static struct cli command_line(int *status, const char *const *words)
 Test(jobs, the_command_line_is_fios)
 {
     int status;
-    struct cli cli = command_line(&status, (const char *[]){ "--bs=64k", "--size", "1m", "--name=a", "--rw=write", "--end-fsync=1", "--name", "b",
+    struct cli cli = command_line(&status, (const char *[]){ "--bs=64k", "--size", "1m", "--name=a", "--rw=write",
+                                                            "--end-fsync=1", "--name", "b",
                                                        "--rw=read", "--group_reporting", "--output-format=json+", NULL });
 
     cr_assert_eq(status, 0, "%s", complaint.text);
@@ -236,8 +244,10 @@ Test(jobs, every_option_stands_in_the_help)
 
 Test(jobs, fios_report_is_understood_and_nonsense_is_not)
 {
-    static const char report[] = "fio: a note\n{\"jobs\": [{\"jobname\": \"a\", \"read\": {\"io_bytes\": 1}, \"write\": {\"io_bytes\": 65536, "
-                                 "\"bw\": 1.5, \"runtime\": 12}}, {\"write\": {\"io_bytes\": 9, \"runtime\": 9}}], \"disk_util\": []}";
+    static const char report[] = "fio: a note\n{\"jobs\": [{\"jobname\": \"a\", \"read\": {\"io_bytes\": 1}, \"write\": "
+                                 "{\"io_bytes\": 65536, "
+                                 "\"bw\": 1.5, \"runtime\": 12}}, {\"write\": {\"io_bytes\": 9, \"runtime\": 9}}], "
+                                 "\"disk_util\": []}";
     uint64_t milliseconds, bytes;
 
     cr_assert_eq(fio_report_parse(report, strlen(report), false, &milliseconds, &bytes), 0);

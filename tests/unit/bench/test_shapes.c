@@ -1,5 +1,5 @@
-/* Shapes: a benchmark of a model is worth as much as its sizes are true. Held against what the models' authors published and against
- * the checkpoint sizes of MLPerf Storage v2. */
+/* Shapes: a benchmark of a model is worth as much as its sizes are true. Held against what the models' authors published and
+ * against the checkpoint sizes of MLPerf Storage v2. */
 #include <bench/shape.h>
 
 #include <criterion/criterion.h>
@@ -84,8 +84,8 @@ Test(shapes, models_have_the_parameters_that_were_published)
 
 Test(shapes, checkpoints_are_as_large_as_those_of_mlperf_storage)
 {
-    /* GiB, though the table calls them GB. Its 70B has 128 heads where Meta's has 64: 0.9 % fewer parameters. Its 1T, "18 TB", is of
-     * an earlier configuration without grouped heads; the one beside it in the table, which is ours, makes 15.4. */
+    /* GiB, though the table calls them GB. Its 70B has 128 heads where Meta's has 64: 0.9 % fewer parameters. Its 1T, "18 TB",
+     * is of an earlier configuration without grouped heads; the one beside it in the table, which is ours, makes 15.4. */
     static const struct { const char *shape; double gib; } table[] = {
         { "shape=llama3-8b", 105 }, { "shape=llama3-70b", 912 }, { "shape=llama3-405b", 5290 }, { "shape=mlperf-1t", 15425 },
     };
@@ -103,7 +103,8 @@ Test(shapes, checkpoints_are_as_large_as_those_of_mlperf_storage)
 Test(shapes, ranks_together_hold_every_element_once)
 {
     static const char *const splits[] = {
-        "shape=llama3-8b", "shape=llama3-8b tp=8", "shape=llama3-8b tp=2 pp=4 dp=2", "shape=llama3-8b pp=3", "shape=llama3-8b dp=7",
+        "shape=llama3-8b", "shape=llama3-8b tp=8", "shape=llama3-8b tp=2 pp=4 dp=2", "shape=llama3-8b pp=3",
+                "shape=llama3-8b dp=7",
         "shape=llama3-8b ranks=24 tp=3", "shape=llama3-70b", "shape=llama3-405b",
     };
     uint64_t model, optimizer, bytes;
@@ -128,7 +129,8 @@ Test(shapes, shards_lie_within_their_tensors)
         shape = shape_of(options, 0);
         for (size_t i = 0; i < shape.count; i++)
             for (uint32_t d = 0; d < shape.tensors[i].rank; d++)
-                cr_assert_leq(shape.tensors[i].global_offsets[d] + shape.tensors[i].shape[d], shape.tensors[i].global_shape[d], "%s",
+                cr_assert_leq(shape.tensors[i].global_offsets[d] + shape.tensors[i].shape[d], shape.tensors[i].global_shape[d],
+                              "%s",
                               shape.tensors[i].name);
         shape_free(&shape);
     }
