@@ -443,6 +443,7 @@ def test_threads_and_uring_are_what_was_asked_for(empty):
 def test_a_terminal_shows_progress_and_a_pipe_does_not(empty):
     arguments = [TSPOOL, "bench", f"--directory={empty}", f"--writer={WRITER}", "--rw=write", "--size=64m", "--rate=64m"]
     assert "eta" not in subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT).stderr
+    assert "[eta" in subprocess.run([*arguments, "--eta=always"], capture_output=True, text=True, timeout=TIMEOUT).stderr
     master, slave = pty.openpty()
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=slave)
     os.close(slave)

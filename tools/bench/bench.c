@@ -50,7 +50,7 @@ static int jobs_bench(const struct cli *cli)
 {
     struct complaint complaint;
     struct run run;
-    int status = run_jobs(&run, &cli->jobs, cli->eta != WHEN_NEVER, &complaint);
+    int status = run_jobs(&run, &cli->jobs, cli_shows_status(cli), &complaint);
 
     if (status < 0) {
         complain("bench", "%s", complaint.text);

@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct parsing { struct cli *cli; struct job *job; struct complaint *complaint; bool has_named; };
 
@@ -139,6 +140,11 @@ int cli_parse(struct cli *cli, int argc, char **argv, struct complaint *complain
     if (cli->jobs.count == 0 && cli->jobs.global.given_count > 0 && !jobs_add(&cli->jobs, "bench"))
         return complaint_set(complaint, "out of memory");
     return jobs_finish(&cli->jobs, complaint);
+}
+
+bool cli_shows_status(const struct cli *cli)
+{
+    return cli->eta == WHEN_ALWAYS || (cli->eta == WHEN_AUTO && isatty(STDERR_FILENO));
 }
 
 void cli_deinit(struct cli *cli) { jobs_deinit(&cli->jobs); }

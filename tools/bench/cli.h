@@ -20,6 +20,8 @@ struct cli {
 
 /* 0, or -1 with the complaint. */
 int cli_parse(struct cli *cli, int argc, char **argv, struct complaint *complaint);
+/* Whether a status line is wanted: on a terminal, unless told otherwise. */
+bool cli_shows_status(const struct cli *cli);
 void cli_deinit(struct cli *cli);
 
 #endif

@@ -169,7 +169,7 @@ int compare_run(const struct cli *cli)
     struct contest contest;
     int status;
 
-    if (contest_init(&contest, cli->rounds, "compare", cli->eta != WHEN_NEVER) < 0) {
+    if (contest_init(&contest, cli->rounds, "compare", cli_shows_status(cli)) < 0) {
         complain("bench", "out of memory");
         return EXIT_FAILED;
     }

@@ -17,7 +17,7 @@
 
 int contest_init(struct contest *contest, uint64_t rounds, const char *what, bool shows_progress)
 {
-    *contest = (struct contest){ .rounds = rounds, .what = what, .shows_progress = shows_progress && isatty(STDERR_FILENO) };
+    *contest = (struct contest){ .rounds = rounds, .what = what, .shows_progress = shows_progress };
     contest->contestants = calloc(CONTESTANTS_MAX, sizeof *contest->contestants);
     return contest->contestants ? 0 : -1;
 }

@@ -230,7 +230,22 @@ static int transfer_begin(struct crew *crew, unsigned member, struct plain *plai
     return 0;
 }
 
-/* What came back; one that is cut short goes on where it ended. */
+/* Goes on where it was cut short, in the slot that was just given back. */
+static int transfer_resume(struct plain *plain, struct slot *slot, size_t done)
+{
+    int error;
+
+    slot->op.file_offset += done;
+    slot->op.memory = (char *)slot->op.memory + done;
+    slot->op.size -= done;
+    error = io_submit(plain->io, &slot->op);
+    if (error == 0) {
+        plain->in_flight++;
+        plain->idle_count--;
+    }
+    return error;
+}
+
 static int transfer_end(struct crew *crew, unsigned member, struct plain *plain, const struct completion *completion)
 {
     struct outcome *outcome = outcome_of(crew, member);
@@ -244,16 +259,10 @@ static int transfer_end(struct crew *crew, unsigned member, struct plain *plain,
                          plain->path,
                          op_kind_name(slot->op.kind), (unsigned long long)slot->op.file_offset,
                          completion->result ? strerror((int)-completion->result) : "the file ends here");
-    if ((uint64_t)completion->result < size) {
-        outcome->short_ios++;
-        slot->op.file_offset += (uint64_t)completion->result;
-        slot->op.memory = (char *)slot->op.memory + completion->result;
-        slot->op.size -= (size_t)completion->result;
-        if (io_submit(plain->io, &slot->op) == 0) {
-            plain->in_flight++;
-            plain->idle_count--;
-        }
-    }
+    if ((uint64_t)completion->result < size && transfer_resume(plain, slot, (size_t)completion->result) < 0)
+        return rank_fail(crew, member, EIO, "%s: %s at offset %llu was cut short", plain->path, op_kind_name(slot->op.kind),
+                         (unsigned long long)slot->op.file_offset);
+    outcome->short_ios += (uint64_t)completion->result < size;
     atomic_fetch_add(&outcome->done_bytes, (uint64_t)completion->result);
     if (now < plain->measured_from)
         return 0;
@@ -285,7 +294,8 @@ static int completions_take(struct crew *crew, unsigned member, struct plain *pl
     count = io_wait(plain->io, completions, BATCH, until_ns);
     if (count < 0)
         return rank_fail(crew, member, -count, "%s: %s", plain->path, strerror(-count));
-    outcome->completes[batch_level_of((uint64_t)count)]++;
+    if (count > 0)
+        outcome->completes[batch_level_of((uint64_t)count)]++; /* else it only waited for rate= or thinktime= */
     for (int i = 0; i < count; i++) {
         int one = transfer_end(crew, member, plain, &completions[i]);
 

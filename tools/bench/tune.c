@@ -137,6 +137,8 @@ static void dimension_tell(const struct tune *tune, const struct dimension *dime
     fflush(stdout);
 }
 
+static bool shows_progress(const struct tune *tune) { return !tune->quiet && isatty(STDERR_FILENO); }
+
 static int dimension_sweep(struct tune *tune, size_t d)
 {
     const struct dimension *dimension = &dimensions[d];
@@ -145,7 +147,7 @@ static int dimension_sweep(struct tune *tune, size_t d)
     unsigned winner;
     int status;
 
-    if (contest_init(&contest, tune->rounds, dimension->title, !tune->quiet) < 0)
+    if (contest_init(&contest, tune->rounds, dimension->title, shows_progress(tune)) < 0)
         return complaint_set(&tune->complaint, "out of memory");
     memcpy(values, tune->best, sizeof values);
     status = candidate_add(tune, &contest, values, tune->best[d]);
@@ -196,7 +198,7 @@ static int confirm(struct tune *tune)
         tune->gain = tune->gain_least = tune->gain_most = tune->stall_gain = 1;
         return 0;
     }
-    if (contest_init(&contest, tune->rounds, "against the defaults", !tune->quiet) < 0)
+    if (contest_init(&contest, tune->rounds, "against the defaults", shows_progress(tune)) < 0)
         return complaint_set(&tune->complaint, "out of memory");
     status = candidate_add(tune, &contest, tune->standard, "defaults");
     if (status == 0)
