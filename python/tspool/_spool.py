@@ -252,6 +252,11 @@ class Spool:
     def closed(self) -> bool:
         return self._handle is None
 
+    def is_idle(self) -> bool:
+        """Whether no save is under way."""
+        with self._lock:
+            return all(save.done() for save in self._in_flight)
+
     def close(self, timeout: float | None = None, abort: bool = False) -> CloseReport:
         """Waits for the saves in flight, then ends the spool. At the timeout, or at Ctrl-C, what is staged is left to the writer,
         which finishes it without us; with `abort` it is given up. A failure that nobody looked at is raised, once closed."""

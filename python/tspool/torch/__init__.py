@@ -1,11 +1,12 @@
-"""tspool for PyTorch: writers and readers for `torch.distributed.checkpoint`.
+"""tspool for PyTorch: `torch.distributed.checkpoint` reads and writes tspool's checkpoints, and its own by our engine.
 
+    from tspool.torch import StorageReader, StorageWriter           # tspool's format
     from tspool.torch import FileSystemReader, FileSystemWriter     # torch's files, written as streams
 
-    dcp.save(state_dict, storage_writer=FileSystemWriter("/nvme/run-17/step-00001000"))
-    dcp.load(state_dict, storage_reader=FileSystemReader("/nvme/run-17/step-00001000"))
+    dcp.save(state_dict, storage_writer=StorageWriter("/nvme/run-17/step-00001000"))
+    dcp.load(state_dict, storage_reader=StorageReader("/nvme/run-17/step-00001000"))
 
-See docs/PYTHON.md.
+See docs/PYTHON.md, "PyTorch: DCP in tspool's format".
 """
 
 try:
@@ -16,11 +17,15 @@ except ImportError as error:
 from tspool._stream import open
 from tspool.torch._filesystem import FileSystemReader, FileSystemWriter
 from tspool.torch._huggingface import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from tspool.torch._reader import StorageReader
+from tspool.torch._writer import StorageWriter
 
 __all__ = [
     "FileSystemReader",
     "FileSystemWriter",
     "HuggingFaceStorageReader",
     "HuggingFaceStorageWriter",
+    "StorageReader",
+    "StorageWriter",
     "open",
 ]

@@ -1,0 +1,255 @@
+"""One save of one rank, from the plan to the publication.
+
+    staged    every tensor was copied (staging "now": when `stage` returned)
+    durable   this rank's part is on disk; with one rank that is the publication
+    published by `publish`, once the coordinator knows that all are durable, or by `publish_when_whole`, where each rank comes
+              by itself: whoever finds the last part there publishes, and all hear of it
+
+What fails on one rank is told to the others in the store, so that nobody waits for a part that will not come.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+import time
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+
+from tspool._errors import Error, SaveError, UnsupportedError
+from tspool._leaves import leaf_of, size_of
+from tspool._save import Save
+from tspool._spool import publish
+from tspool._tree import collector_paused, metadata_text
+from tspool.torch import _structure
+from tspool.torch._agree import Agreement, Meeting, poll
+from tspool.torch._spools import borrowed
+
+_TAKE_OVER_SECONDS = 5.0  # all parts are durable, and whoever was to publish them says nothing
+
+_log = logging.getLogger("tspool")
+
+
+class Written(torch.futures.Future[list[WriteResult]]):
+    """What DCP waits for: this rank's results, once its part is durable. Unlike its base it listens to Ctrl-C."""
+
+    attempt: Attempt
+
+    def wait(self) -> list[WriteResult]:
+        self.attempt.wait_durable()
+        results: list[WriteResult] = super().wait()
+        return results
+
+
+class Request:
+    """What the writer was asked for."""
+
+    def __init__(self, path: str, settings: dict[str, Any], options: dict[str, Any], deadline: float, is_shared: bool) -> None:
+        self.path = path
+        self.settings = settings  # of the save
+        self.options = options  # of the spool
+        self.deadline = deadline  # seconds
+        self.is_shared = is_shared  # the planner has seen to it that each object is saved by one rank
+
+    @property
+    def root(self) -> str:
+        return os.path.dirname(self.path)
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path)
+
+
+class Attempt:
+    def __init__(self, request: Request, agreement: Agreement) -> None:
+        self.request = request
+        self.agreement = agreement
+        self.meeting = Meeting(agreement, request.path) if agreement.world_size > 1 else None
+        self.results: list[WriteResult] = []
+        self.future = Written()
+        self.future.attempt = self
+        self._save: Save | None = None
+        self._until = time.monotonic() + request.deadline
+
+    # Staging --------------------------------------------------------------------------------------------------------------------
+
+    def stage(self, plan: SavePlan, planner: SavePlanner, metadata: dict[str, object]) -> None:
+        """Hands the plan's data to the engine. Raises what the engine, or the planner, refuses."""
+        agreement, request = self.agreement, self.request
+        try:
+            with borrowed(request.root, agreement.rank, agreement.world_size, **request.options) as spool:
+                save = spool.begin(request.name, save_id=agreement.save_id, deadline=request.deadline, **request.settings)
+                save._seen = True  # its failure is told here, and to nobody else
+                with collector_paused():
+                    self._declare(save, plan, planner)
+                for key, value in metadata.items():
+                    save.add_metadata(*metadata_text(key, value))
+                save.submit()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        self._save = save
+        save.add_done_callback(self._ended)
+
+    def _declare(self, save: Save, plan: SavePlan, planner: SavePlanner) -> None:
+        objects: dict[str, str] = {}
+        for item in plan.items:
+            data = planner.resolve_data(item)
+            if item.type == WriteItemType.BYTE_IO:
+                size = self._declare_object(save, item, data, objects)
+            else:
+                size = self._declare_tensor(save, item, data)
+            self.results.append(WriteResult(item.index, size, self.agreement.save_id.hex()))
+        text = _structure.encode((item.index.fqn for item in plan.items), plan.planner_data, objects)
+        save.add_object(_structure.name_of(self.agreement.rank), "json", text)
+
+    def _declare_object(self, save: Save, item: WriteItem, data: Any, objects: dict[str, str]) -> int:
+        name = item.index.fqn
+        if not isinstance(data, io.BytesIO):
+            raise UnsupportedError(f'"{name}": the planner gave a {type(data).__name__} for bytes', stage="declare", tensor=name)
+        stored = _structure.object_name(name, self.agreement.rank, self.request.is_shared)
+        if stored != name:
+            objects[name] = stored
+        bytes = data.getbuffer()
+        save.add_object(stored, _structure.KIND, bytes)
+        return bytes.nbytes
+
+    def _declare_tensor(self, save: Save, item: WriteItem, tensor: Any) -> int:
+        name, planned = item.index.fqn, item.tensor_data
+        assert planned is not None
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != planned.chunk.sizes:
+            found = f"{list(tensor.shape)}" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
+            raise UnsupportedError(
+                f'"{name}" is planned as {list(planned.chunk.sizes)} and the planner gave {found}', stage="declare", tensor=name
+            )
+        leaf = leaf_of(tensor, name)
+        assert leaf is not None
+        whole, offsets = None, None
+        if item.type == WriteItemType.SHARD and (self.agreement.world_size > 1 or planned.size != planned.chunk.sizes):
+            whole, offsets = tuple(planned.size), tuple(planned.chunk.offsets)
+            if leaf.dtype == "F4":  # torch counts its bytes
+                whole, offsets = (*whole[:-1], 2 * whole[-1]), (*offsets[:-1], 2 * offsets[-1])
+        save._handle.add(name, leaf.dtype, leaf.shape, leaf.strides, leaf.address, leaf.owner, whole, offsets)
+        return size_of(leaf.dtype, leaf.shape)
+
+    # Waiting --------------------------------------------------------------------------------------------------------------------
+
+    def wait_staged(self, timeout: float | None = None) -> None:
+        if self._save is not None:
+            self._save.wait_staged(timeout)
+
+    def wait_durable(self, timeout: float | None = None) -> None:
+        if self._save is not None:
+            self._save.wait_durable(timeout)
+
+    def _ended(self, save: Save) -> None:
+        failure = save.exception(0)
+        if failure is None:
+            self.future.set_result(self.results)
+            return
+        self._fail(failure)
+        self.future.set_exception(failure)  # type: ignore[arg-type]  # torch's annotation is of the result
+
+    def _fail(self, error: BaseException) -> None:
+        """Tells the other ranks. This rank's error is what matters here: that nobody hears of it is not another."""
+        if self.meeting is None:
+            return
+        try:
+            self.meeting.decide(_record(error))
+        except Exception:
+            _log.warning("could not tell the other ranks that the save of %r failed", self.request.path, exc_info=True)
+
+    # Publishing -----------------------------------------------------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """All parts are durable: one rank publishes them."""
+        agreement, request = self.agreement, self.request
+        self.wait_durable()
+        if self.meeting is None:
+            return
+
+        def published() -> bool | Error:
+            try:
+                publish(request.root, request.name, agreement.save_id, agreement.world_size)
+                return True
+            except SaveError as error:
+                return error
+
+        answer = poll(lambda: None if _is_busy(found := published()) else found, self._until)
+        if answer is None:
+            answer = published()
+        if isinstance(answer, Error):
+            raise answer
+
+    def publish_when_whole(self, timeout: float | None = None) -> None:
+        """On every rank, from any thread: returns when the checkpoint is published, or raises why it will not be."""
+        until = self._until if timeout is None else time.monotonic() + timeout
+        self.wait_durable(max(0.0, until - time.monotonic()))
+        if self.meeting is None:
+            return
+        try:
+            failure = self._meet(self.meeting, until)
+        except Error:
+            raise
+        except Exception as error:  # the store is gone, with the process that held it
+            failure = self._alone(error)
+        if failure is not None:
+            raise failure
+
+    def _meet(self, meeting: Meeting, until: float) -> Error | None:
+        decided = meeting.verdict()
+        if decided is None:
+            decided = (self._decide(meeting),) if meeting.arrive() else self._await(meeting, until)
+        meeting.leave()
+        return decided[0]
+
+    def _decide(self, meeting: Meeting) -> Error | None:
+        try:
+            self.publish()
+        except Error as error:
+            return meeting.decide(error)
+        return meeting.decide(None)
+
+    def _await(self, meeting: Meeting, until: float) -> tuple[Error | None]:
+        decided: tuple[Error | None] | None = poll(meeting.verdict, min(until, time.monotonic() + _TAKE_OVER_SECONDS))
+        while decided is None and time.monotonic() < until:
+            if meeting.all_arrived():
+                return (self._decide(meeting),)
+            decided = poll(meeting.verdict, min(until, time.monotonic() + _TAKE_OVER_SECONDS))
+        return decided or (meeting.decide(_late(meeting)),)
+
+    def _alone(self, error: Exception) -> Error | None:
+        """Nobody can be asked any more. What stands on disk decides: if all parts are there, it is a checkpoint."""
+        try:
+            publish(self.request.root, self.request.name, self.agreement.save_id, self.agreement.world_size)
+        except SaveError as refusal:
+            return SaveError(
+                f"the store that the ranks meet in is gone ({error}), and {self.request.path!r} is not whole: {refusal.message}",
+                errno=errno.ENOTCONN, stage="publish", path=self.request.path,
+            )  # fmt: skip
+        return None
+
+
+def _is_busy(answer: bool | Error) -> bool:
+    return isinstance(answer, Error) and answer.errno == errno.EAGAIN
+
+
+def _late(meeting: Meeting) -> SaveError:
+    absent = meeting.absent()
+    ranks = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
+    return SaveError(
+        f"{meeting.path!r} was not whole in time: nothing was heard of the part of rank {ranks}" if absent
+        else f"{meeting.path!r} was not published in time",
+        errno=errno.ETIMEDOUT, stage="publish", path=meeting.path,
+    )  # fmt: skip
+
+
+def _record(error: BaseException) -> Error:
+    if isinstance(error, Error):
+        return error
+    return SaveError(f"{type(error).__name__}: {error}", stage="declare")
