@@ -129,14 +129,15 @@ class Meeting:
         self.path = path
         self.store = default_store()
         self._base = f"tspool/save/{agreement.save_id.hex()}"
+        self._has_arrived = self._has_left = False
 
     def arrive(self) -> bool:
         """This rank's part is durable. True: so are all others."""
-        self.store.set(f"{self._base}/part/{self.agreement.rank}", "durable")
-        return int(self.store.add(f"{self._base}/arrived", 1)) == self.agreement.world_size
-
-    def all_arrived(self) -> bool:
-        return int(self.store.add(f"{self._base}/arrived", 0)) == self.agreement.world_size
+        more = 0 if self._has_arrived else 1
+        self._has_arrived = True
+        if more:
+            self.store.set(f"{self._base}/part/{self.agreement.rank}", "durable")
+        return int(self.store.add(f"{self._base}/arrived", more)) == self.agreement.world_size
 
     def absent(self) -> list[int]:
         """The ranks whose part is not durable yet."""
@@ -164,6 +165,9 @@ class Meeting:
 
     def leave(self) -> None:
         """The last to leave removes what was written here."""
+        if self._has_left:
+            return
+        self._has_left = True
         if int(self.store.add(f"{self._base}/left", 1)) < self.agreement.world_size:
             return
         keys = [f"part/{rank}" for rank in range(self.agreement.world_size)]

@@ -21,11 +21,12 @@ import torch
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
-from tspool._errors import Error, SaveError, UnsupportedError
+from tspool._errors import Error, SaveError, UnsupportedError, WaitTimeout
 from tspool._leaves import leaf_of, size_of
 from tspool._save import Save
 from tspool._spool import publish
 from tspool._tree import collector_paused, metadata_text
+from tspool.torch import _leftovers as leftovers
 from tspool.torch import _structure
 from tspool.torch._agree import Agreement, Meeting, poll
 from tspool.torch._spools import borrowed
@@ -71,16 +72,18 @@ class Attempt:
         self.agreement = agreement
         self.meeting = Meeting(agreement, request.path) if agreement.world_size > 1 else None
         self.results: list[WriteResult] = []
-        self.future = Written()
-        self.future.attempt = self
+        self.has_ended = False
+        self.is_awaited = False  # somebody is about to publish it
         self._save: Save | None = None
         self._until = time.monotonic() + request.deadline
 
     # Staging --------------------------------------------------------------------------------------------------------------------
 
-    def stage(self, plan: SavePlan, planner: SavePlanner, metadata: dict[str, object]) -> None:
+    def stage(self, plan: SavePlan, planner: SavePlanner, metadata: dict[str, object]) -> Written:
         """Hands the plan's data to the engine. Raises what the engine, or the planner, refuses."""
         agreement, request = self.agreement, self.request
+        if self.meeting is not None and agreement.rank == 0:
+            leftovers.note(self, request.root, request.name, agreement.save_id)
         try:
             with borrowed(request.root, agreement.rank, agreement.world_size, **request.options) as spool:
                 save = spool.begin(request.name, save_id=agreement.save_id, deadline=request.deadline, **request.settings)
@@ -94,7 +97,10 @@ class Attempt:
             self._fail(error)
             raise
         self._save = save
-        save.add_done_callback(self._ended)
+        written = Written()
+        written.attempt = self
+        save.add_done_callback(lambda save: self._tell(save, written))
+        return written
 
     def _declare(self, save: Save, plan: SavePlan, planner: SavePlanner) -> None:
         objects: dict[str, str] = {}
@@ -147,16 +153,17 @@ class Attempt:
         if self._save is not None:
             self._save.wait_durable(timeout)
 
-    def _ended(self, save: Save) -> None:
+    def _tell(self, save: Save, written: Written) -> None:
         failure = save.exception(0)
         if failure is None:
-            self.future.set_result(self.results)
+            written.set_result(self.results)
             return
         self._fail(failure)
-        self.future.set_exception(failure)  # type: ignore[arg-type]  # torch's annotation is of the result
+        written.set_exception(failure)  # type: ignore[arg-type]  # torch's annotation is of the result
 
     def _fail(self, error: BaseException) -> None:
         """Tells the other ranks. This rank's error is what matters here: that nobody hears of it is not another."""
+        self.has_ended = True
         if self.meeting is None:
             return
         try:
@@ -169,6 +176,7 @@ class Attempt:
     def publish(self) -> None:
         """All parts are durable: one rank publishes them."""
         agreement, request = self.agreement, self.request
+        self.is_awaited = True
         self.wait_durable()
         if self.meeting is None:
             return
@@ -183,12 +191,16 @@ class Attempt:
         answer = poll(lambda: None if _is_busy(found := published()) else found, self._until)
         if answer is None:
             answer = published()
+        self.has_ended = True
         if isinstance(answer, Error):
             raise answer
+        leftovers.strike(self)
 
     def publish_when_whole(self, timeout: float | None = None) -> None:
-        """On every rank, from any thread: returns when the checkpoint is published, or raises why it will not be."""
-        until = self._until if timeout is None else time.monotonic() + timeout
+        """On every rank, from any thread: returns when the checkpoint is published, or raises why it will not be. At the timeout
+        the save goes on; at its deadline it has failed, for all."""
+        self.is_awaited = True
+        until = self._until if timeout is None else min(self._until, time.monotonic() + timeout)
         self.wait_durable(max(0.0, until - time.monotonic()))
         if self.meeting is None:
             return
@@ -198,13 +210,20 @@ class Attempt:
             raise
         except Exception as error:  # the store is gone, with the process that held it
             failure = self._alone(error)
+        self.has_ended = True
         if failure is not None:
             raise failure
+        leftovers.strike(self)
 
     def _meet(self, meeting: Meeting, until: float) -> Error | None:
         decided = meeting.verdict()
-        if decided is None:
-            decided = (self._decide(meeting),) if meeting.arrive() else self._await(meeting, until)
+        while decided is None:
+            if meeting.arrive():
+                decided = (self._decide(meeting),)
+                break
+            decided = poll(meeting.verdict, min(until, time.monotonic() + _TAKE_OVER_SECONDS))
+            if decided is None and time.monotonic() >= until:
+                decided = (self._give_up(meeting),)
         meeting.leave()
         return decided[0]
 
@@ -215,13 +234,10 @@ class Attempt:
             return meeting.decide(error)
         return meeting.decide(None)
 
-    def _await(self, meeting: Meeting, until: float) -> tuple[Error | None]:
-        decided: tuple[Error | None] | None = poll(meeting.verdict, min(until, time.monotonic() + _TAKE_OVER_SECONDS))
-        while decided is None and time.monotonic() < until:
-            if meeting.all_arrived():
-                return (self._decide(meeting),)
-            decided = poll(meeting.verdict, min(until, time.monotonic() + _TAKE_OVER_SECONDS))
-        return decided or (meeting.decide(_late(meeting)),)
+    def _give_up(self, meeting: Meeting) -> Error | None:
+        if time.monotonic() >= self._until:
+            return meeting.decide(_late(meeting))
+        raise WaitTimeout(f"{self.request.path!r} is not published yet; its save goes on", errno=errno.ETIMEDOUT)
 
     def _alone(self, error: Exception) -> Error | None:
         """Nobody can be asked any more. What stands on disk decides: if all parts are there, it is a checkpoint."""

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 
 from tspool._errors import SaveError
 from tspool._spool import Spool
+from tspool.torch import _leftovers as leftovers
 from tspool.torch._agree import Agreement, announce, count_of, fresh_id, hear
 from tspool.torch._attempt import Attempt, Request, Written
 
@@ -66,7 +67,7 @@ class StorageWriter(_StorageWriter):
         self.deadline = deadline
         self.check_torn = check_torn
         self.spool_options = spool_options
-        self.attempt: Attempt | None = None
+        self.attempt: Attempt | None
         self._world_size = world_size
         self._process_group = process_group
         self._begin()
@@ -75,6 +76,7 @@ class StorageWriter(_StorageWriter):
         return {**self.__dict__, "attempt": None, "_process_group": None}
 
     def _begin(self) -> None:
+        self.attempt = None
         self._save_id = fresh_id()  # which the others hear from the coordinator, and which is forgotten elsewhere
         self._is_set_up = False
         self._is_coordinator = True
@@ -99,6 +101,7 @@ class StorageWriter(_StorageWriter):
         if self._is_set_up:
             self._begin()
         self._is_set_up = True
+        leftovers.sweep()
         self._is_coordinator = is_coordinator
         self._use_collectives = kwargs.get("use_collectives", True)
         self._rank = kwargs.get("rank", 0 if is_coordinator or not dist.is_initialized() else dist.get_rank())
@@ -122,8 +125,7 @@ class StorageWriter(_StorageWriter):
         is_shared = self._use_collectives or agreement.world_size == 1
         request = Request(self._path(), settings, self.spool_options, self.deadline, is_shared)
         self.attempt = Attempt(request, agreement)
-        self.attempt.stage(plan, planner, self.metadata)
-        return self.attempt.future
+        return self.attempt.stage(plan, planner, self.metadata)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         attempt = self._last()

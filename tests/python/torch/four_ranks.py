@@ -1,15 +1,20 @@
 """Four ranks save and load."""
 
+import concurrent.futures
 import os
-import pathlib
+import time
 
 import checks
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import tspool
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.utils import _DistWrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -108,6 +113,177 @@ def check_without_collectives_the_parts_are_one_checkpoint(folder):
     dcp.load(found, storage_reader=StorageReader(folder / "apart-1"))
     assert torch.equal(found["w"].full_tensor(), torch.arange(10.0)) and torch.equal(found["same"], torch.ones(3))
     assert found["random"] == f"state {rank}" and found["own"].item() == rank
+
+
+def layouts():
+    """The same values laid out in every way that DCP has: uneven and empty shards, both dimensions, two meshes, replicas, 0-d."""
+    line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
+    whole = torch.arange(5 * 6, dtype=torch.float32).reshape(5, 6)
+    yield "rows", distribute_tensor(whole, line, [Shard(0)])
+    yield "columns", distribute_tensor(whole, line, [Shard(1)])
+    yield "few", distribute_tensor(whole[:3], line, [Shard(0)])
+    yield "none", distribute_tensor(torch.empty(0, 3), line, [Shard(0)])
+    yield "square", distribute_tensor(whole, square, [Shard(0), Shard(1)])
+    yield "hybrid", distribute_tensor(whole, square, [Replicate(), Shard(0)])
+    yield "replicated", distribute_tensor(whole, line, [Replicate()])
+    yield "scalar", distribute_tensor(torch.tensor(3.5, dtype=torch.bfloat16), line, [Replicate()])
+    yield "plain", whole.clone()
+
+
+def check_every_layout_comes_back(folder):
+    saved = dict(layouts())
+    dcp.save(saved, storage_writer=writer(folder / "layouts"))
+    tspool.verify(folder / "layouts")
+    found = {name: torch.zeros_like(value) for name, value in saved.items()}
+    dcp.load(found, storage_reader=StorageReader(folder / "layouts"))
+    assert_equal(found, saved)
+
+
+def check_every_layout_loads_as_every_other(folder):
+    whole = torch.arange(5 * 6, dtype=torch.float32).reshape(5, 6)
+    line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
+    for name in ("rows", "columns", "square", "hybrid", "replicated", "plain"):
+        for mesh, placements in ((line, [Shard(0)]), (line, [Shard(1)]), (square, [Shard(1), Shard(0)]), (line, [Replicate()])):
+            found = {name: distribute_tensor(torch.zeros(5, 6), mesh, placements)}
+            dcp.load(found, storage_reader=StorageReader(folder / "layouts"))
+            assert torch.equal(found[name].full_tensor(), whole), (name, placements)
+
+
+def check_a_rank_may_have_nothing_to_save(folder):
+    state = {"w": torch.arange(3.0)} if dist.get_rank() == 2 else {}
+    metadata = dcp.save(state, storage_writer=writer(folder / "mostly-empty"))
+    assert list(metadata.state_dict_metadata) == ["w"]
+    found = {"w": torch.zeros(3)}
+    dcp.load(found, storage_reader=StorageReader(folder / "mostly-empty"))
+    assert torch.equal(found["w"], torch.arange(3.0))
+
+
+def check_the_parts_are_published_without_collectives_in_the_background(folder):
+    class Recorder(StorageWriter):
+        def finish(self, metadata, results):
+            raise AssertionError("not here")
+
+    to = Recorder(folder / "background", arena_bytes=ARENA, deadline=30)
+    state = {"w": distribute_tensor(torch.arange(9.0), init_device_mesh("cpu", (4,)), [Shard(0)]), "note": "x"}
+    planner, wrapper = DefaultSavePlanner(), _DistWrapper(None, True, 0)
+
+    def local():
+        planner.set_up_planner(state, to.storage_meta(), wrapper.is_coordinator)
+        to.set_up_storage_writer(wrapper.is_coordinator, rank=wrapper.rank, use_collectives=True)
+        return to.prepare_local_plan(planner.create_local_plan())
+
+    def everywhere(plans):
+        plans, everywhere.metadata = planner.create_global_plan(plans)
+        return to.prepare_global_plan(plans)
+
+    everywhere.metadata = None
+    plan = wrapper.reduce_scatter("plan", local, everywhere)
+    future = to.write_data(planner.finish_plan(plan), planner)
+    state["w"].to_local().zero_()  # it was copied
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        metadata = everywhere.metadata or Metadata({})
+        assert pool.submit(to.publish_when_whole, metadata, 30).result() is metadata
+    assert len(future.wait()) == len(to.attempt.results)
+    tspool.verify(folder / "background")
+    found = {"w": distribute_tensor(torch.zeros(9), init_device_mesh("cpu", (4,)), [Shard(0)]), "note": ""}
+    dcp.load(found, storage_reader=StorageReader(folder / "background"))
+    assert torch.equal(found["w"].full_tensor(), torch.arange(9.0)) and found["note"] == "x"
+
+
+def check_async_save_of_dcp(folder):
+    group = dist.new_group(backend="gloo")
+    state = {"w": distribute_tensor(torch.arange(9.0), init_device_mesh("cpu", (4,)), [Shard(0)])}
+    future = dcp.async_save(state, storage_writer=writer(folder / "async"), process_group=group)
+    state["w"].to_local().zero_()
+    future.result(60)
+    dcp.load(state, storage_reader=StorageReader(folder / "async"))
+    assert torch.equal(state["w"].full_tensor(), torch.arange(9.0))
+
+
+def check_a_group_of_some_ranks_saves(folder):
+    group = dist.new_group([1, 3], backend="gloo")
+    for collectives in (True, False):
+        path = folder / f"some-{collectives}"
+        if dist.get_rank() in (1, 3):
+            to = writer(path, process_group=None if collectives else group)
+            dcp.save({"w": torch.arange(4.0)}, storage_writer=to, process_group=group, use_collectives=collectives)
+        dist.barrier()
+        assert tspool.Checkpoint(path).info.world_size == 2
+        assert torch.equal(tspool.Checkpoint(path).read(0), torch.arange(4.0))
+
+
+def check_a_save_that_is_not_distributed(folder):
+    path = folder / f"alone-{dist.get_rank()}"
+    dcp.save({"w": torch.full((3,), float(dist.get_rank()))}, storage_writer=writer(path), no_dist=True)
+    assert tspool.Checkpoint(path).info.world_size == 1
+    assert sorted(os.listdir(path))[0] == "model.safetensors"
+    assert torch.equal(tspool.load(path, names="w")["w"], torch.full((3,), float(dist.get_rank())))
+
+
+class Refusing(DefaultSavePlanner):
+    """Rank 2 cannot give its data."""
+
+    def resolve_data(self, item):
+        if dist.get_rank() == 2:
+            raise RuntimeError("the data are gone")
+        return super().resolve_data(item)
+
+
+def check_a_rank_that_fails_fails_all_and_the_last_checkpoint_stands(folder):
+    line = init_device_mesh("cpu", (4,))
+    state = {"w": distribute_tensor(torch.arange(8.0), line, [Shard(0)])}
+    dcp.save(state, storage_writer=writer(folder / "failing"))
+    before = tspool.Checkpoint(folder / "failing").info.save_id
+    started = time.monotonic()
+    with pytest.raises(CheckpointException, match="the data are gone") as told:
+        dcp.save(state, storage_writer=writer(folder / "failing"), planner=Refusing())
+    assert list(told.value.failures) == [2]
+    dist.barrier()
+    with pytest.raises((tspool.SaveError, RuntimeError), match="the data are gone") as told:
+        dcp.save(state, storage_writer=writer(folder / "failing"), planner=Refusing(), use_collectives=False)
+    assert dist.get_rank() == 2 or str(told.value).startswith("rank 2 failed to save its part")
+    dist.barrier()
+    assert time.monotonic() - started < 15
+    assert tspool.Checkpoint(folder / "failing").info.save_id == before
+    for _ in range(2):
+        dcp.save(state, storage_writer=writer(folder / "failing"))
+        dist.barrier()
+    assert tspool.Checkpoint(folder / "failing").info.save_id != before
+    left = [name for name in os.listdir(folder) if name.startswith(".failing.")]
+    assert not left, left
+
+
+def check_a_rank_that_never_comes_is_named_at_the_deadline(folder):
+    if dist.get_rank() != 3:
+        to = StorageWriter(folder / "waiting", arena_bytes=ARENA, deadline=1.5)
+        with pytest.raises(tspool.SaveError, match="nothing was heard of the part of rank 3"):
+            dcp.save({"w": torch.ones(2)}, storage_writer=to, use_collectives=False)
+    dist.barrier()
+    assert not (folder / "waiting").exists()
+
+
+def check_others_files_survive_an_overwriting_save(folder):
+    path, state = folder / "kept", {"w": torch.arange(4.0)}
+    dcp.save(state, storage_writer=writer(path))
+    if dist.get_rank() == 0:
+        (path / "tokenizer.json").write_text("{}")
+    dist.barrier()
+    with pytest.raises(CheckpointException, match="exists"):
+        dcp.save(state, storage_writer=writer(path, overwrite=False))
+    dist.barrier()
+    dcp.save({"w": torch.arange(4.0) + 1}, storage_writer=writer(path))
+    assert (path / "tokenizer.json").read_text() == "{}"
+    assert torch.equal(tspool.Checkpoint(path).read(0), torch.arange(4.0) + 1)
+
+
+def check_saves_of_ties_and_shards_in_a_hybrid_mesh(folder):
+    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    tied = distribute_tensor(torch.arange(24.0).reshape(6, 4), square, [Replicate(), Shard(0)])
+    saved = {"embed": tied, "head": tied, "third": tied, "other": torch.ones(7)}
+    dcp.save(saved, storage_writer=writer(folder / "tied"))
+    found = {name: torch.zeros_like(value) for name, value in saved.items()}
+    dcp.load(found, storage_reader=StorageReader(folder / "tied"))
+    assert_equal(found, saved)
 
 
 if __name__ == "__main__":
