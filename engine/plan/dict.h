@@ -14,7 +14,7 @@ struct declared {
     uint64_t size;             /* bytes of the contiguous form */
     uint16_t name_size;
     uint8_t dtype, rank;
-    bool is_strided, is_shard;
+    bool is_strided, is_shard, is_untied;
 };
 
 struct dict_block;

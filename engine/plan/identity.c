@@ -2,8 +2,9 @@
  * equal keys are sorted by what they really are, so a million colliding names or views of one buffer stay O(n log n).
  *
  * Two tensors are tied when address, dtype, shape, strides and place in a global tensor agree and there is a byte to share.
- * The first declared is stored. Never tied are the shards of a name that has several: as an alias such a name could meet
- * another of its shards in one header. Nor is a name that means something else as a key of __metadata__.
+ * The first declared is stored. Never tied are those that were declared untied, and the shards of a name that has several: as an
+ * alias such a name could meet another of its shards in one header. Nor is a name that means something else as a key of
+ * __metadata__.
  */
 #include <base/failure.h>
 #include <base/hash.h>
@@ -205,7 +206,7 @@ static size_t collect_tie_candidates(struct search *search)
     for (size_t i = 0; i < search->dict->count; i++) {
         const struct declared *tensor = &search->dict->tensors[i];
 
-        if (tensor->data && tensor->size > 0 && !(occurrence && occurrence[i]))
+        if (tensor->data && tensor->size > 0 && !tensor->is_untied && !(occurrence && occurrence[i]))
             search->keys[count++] = (struct keyed){ (uintptr_t)tensor->data, (uint32_t)i };
     }
     return count;

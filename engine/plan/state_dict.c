@@ -222,6 +222,7 @@ int state_dict_add(struct state_dict *dict, const struct tspool_tensor *tensor, 
     checked.dtype = (uint8_t)tensor->dtype;
     checked.rank = (uint8_t)tensor->rank;
     checked.is_shard = tensor->global_shape != NULL;
+    checked.is_untied = tensor->untied != 0;
     if (dict_append(dict, tensor, &checked) < 0)
         return failure_set(failure, STAGE, ENOMEM, at(tensor), NULL);
     return 0;
@@ -244,5 +245,6 @@ void state_dict_tensor(const struct state_dict *dict, size_t index, struct tspoo
         .global_shape = declared_global_shape(kept),
         .global_offsets = declared_global_offsets(kept),
         .version = kept->version,
+        .untied = kept->is_untied,
     };
 }

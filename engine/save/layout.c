@@ -75,7 +75,7 @@ static bool counts_equal(uint32_t rank, const uint64_t *a, const uint64_t *b)
 
 static bool tensor_equal(const struct tspool_tensor *a, const struct tspool_tensor *b)
 {
-    return a->data == b->data && a->version == b->version && a->dtype == b->dtype && a->rank == b->rank
+    return a->data == b->data && a->version == b->version && a->untied == b->untied && a->dtype == b->dtype && a->rank == b->rank
         && (a->rank == 0 || counts_equal(a->rank, a->shape, b->shape))
         && ((!a->strides && !b->strides)
             || (a->strides && b->strides && memcmp(a->strides, b->strides, a->rank * sizeof(*a->strides)) == 0))

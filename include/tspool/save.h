@@ -69,7 +69,8 @@ int tspool_save_again(struct tspool *spool, const char *name, struct tspool_save
  * layout. A tied tensor follows the one that it is tied to. */
 int tspool_save_rebind(struct tspool_save *save, size_t index, const void *data);
 
-/* Adds a tensor. Two tensors with the same address, dtype, shape and strides are tied: stored once, restored both. */
+/* Adds a tensor. Two tensors with the same address, dtype, shape and strides are tied: stored once, restored both; unless the
+ * second is declared `untied`. */
 int tspool_save_add(struct tspool_save *save, const struct tspool_tensor *tensor, struct tspool_failure *failure);
 /* Adds a non-tensor object: `bytes` are copied. `kind` says how to read them back: a short word such as "json",
  * "bytes", "pickle"; pickles load only on the reader's explicit consent. */

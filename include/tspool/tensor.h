@@ -49,9 +49,11 @@ struct tspool_tensor {
     const uint64_t *global_offsets; /* NULL: the tensor is whole */
     const uint64_t *version;        /* NULL, or a counter that the caller raises whenever it changes the data: a change
                                      * between submit and STAGED then fails the save and names the tensor */
+    uint8_t untied;                 /* nonzero: stored under its own name even if it is tied to another tensor, for readers
+                                     * that know nothing of ties */
 };
 
-#define TSPOOL_TENSOR_INIT { sizeof(struct tspool_tensor), NULL, TSPOOL_DTYPE_INVALID, 0, NULL, NULL, NULL, NULL, NULL, NULL }
+#define TSPOOL_TENSOR_INIT { sizeof(struct tspool_tensor), NULL, TSPOOL_DTYPE_INVALID, 0, NULL, NULL, NULL, NULL, NULL, NULL, 0 }
 
 #ifdef __cplusplus
 }

@@ -233,7 +233,7 @@ static int add(SaveObject *save, const struct tspool_tensor *tensor)
     return -1;
 }
 
-/* add(name, dtype, shape, strides, address, owner, global_shape=None, global_offsets=None) */
+/* add(name, dtype, shape, strides, address, owner, global_shape=None, global_offsets=None, untied=False) */
 static PyObject *save_add(PyObject *self, PyObject *arguments)
 {
     SaveObject *save = (SaveObject *)self;
@@ -242,10 +242,10 @@ static PyObject *save_add(PyObject *self, PyObject *arguments)
     PyObject *objects[4] = { NULL }, *address, *owner;
     const char *dtype;
     Py_ssize_t rank = 0;
-    int error;
+    int error, untied = 0;
 
-    if (!PyArg_ParseTuple(arguments, "ssOOO!O|OO", &tensor.name, &dtype, &objects[0], &objects[1], &PyLong_Type, &address, &owner,
-                          &objects[2], &objects[3]))
+    if (!PyArg_ParseTuple(arguments, "ssOOO!O|OOp", &tensor.name, &dtype, &objects[0], &objects[1], &PyLong_Type, &address, &owner,
+                          &objects[2], &objects[3], &untied))
         return NULL;
     error = extents_take(&extents, objects, &rank);
     if (error == 0) {
@@ -256,6 +256,7 @@ static PyObject *save_add(PyObject *self, PyObject *arguments)
         tensor.global_shape = extents.global_shape;
         tensor.global_offsets = extents.global_offsets;
         tensor.data = PyLong_AsVoidPtr(address);
+        tensor.untied = (uint8_t)untied;
         error = PyErr_Occurred() || !save->pins ? -1 : PyList_Append(save->pins, owner);
     }
     if (error == 0)
@@ -501,7 +502,8 @@ static PyObject *save_abort(PyObject *self, PyObject *unused)
 }
 
 static PyMethodDef save_methods[] = {
-    { "add", save_add, METH_VARARGS, "add(name, dtype, shape, strides, address, owner, global_shape=None, global_offsets=None)" },
+    { "add", save_add, METH_VARARGS,
+      "add(name, dtype, shape, strides, address, owner, global_shape=None, global_offsets=None, untied=False)" },
     { "add_object", save_add_object, METH_VARARGS, "add_object(name, kind, data)" },
     { "add_metadata", save_metadata, METH_VARARGS, "add_metadata(key, value)" },
     { "submit", save_submit, METH_NOARGS, "submit()" },

@@ -75,6 +75,7 @@ class Save:
         owner: object,
         global_shape: Sequence[int] | None = None,
         global_offsets: Sequence[int] | None = None,
+        untied: bool = False,
         /,
     ) -> None: ...
     def add_object(self, name: str, kind: str, data: bytes | bytearray | memoryview, /) -> None: ...

@@ -250,6 +250,33 @@ Test(plan, tied_tensors_are_stored_once_under_the_first_name)
     end(dict, plan);
 }
 
+Test(plan, what_is_declared_untied_is_stored_under_its_own_name)
+{
+    const uint64_t shape[] = { 4, 6 };
+    struct tspool_tensor tensor = TSPOOL_TENSOR_INIT, kept;
+    struct state_dict *dict = state_dict_create();
+    struct plan *plan;
+
+    tensor.name = "lm_head";
+    tensor.dtype = TSPOOL_F32;
+    tensor.rank = 2;
+    tensor.shape = shape;
+    tensor.data = bytes;
+    tensor.untied = 1;
+    declare(dict, "embedding", TSPOOL_F32, bytes, 2, shape);
+    cr_assert_eq(state_dict_add(dict, &tensor, true, NULL), 0);
+    declare(dict, "third", TSPOOL_F32, bytes, 2, shape);
+    state_dict_tensor(dict, 1, &kept);
+    cr_assert_eq(kept.untied, 1);
+    plan = plan_of(dict, &plain_rules);
+    cr_assert_eq(plan->entry_count, 2);
+    cr_assert_eq(plan->alias_count, 1);
+    cr_assert(plan->aliases[0].alias == 2 && plan->aliases[0].stored == 0);
+    cr_assert_null(judge_structure(dict, plan, &plain_rules));
+    cr_assert_null(judge_bytes(dict, plan));
+    end(dict, plan);
+}
+
 Test(plan, ties_stand_in_the_file_that_stores_the_bytes)
 {
     struct plan_rules rules = { .shard_bytes = 1, .offset_align = 4096, .world_size = 1 };
