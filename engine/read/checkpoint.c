@@ -62,6 +62,7 @@ static void checkpoint_destroy(struct tspool_checkpoint *checkpoint, struct io *
         free(checkpoint->findings[i].reason);
     }
     file_close(io, checkpoint->directory);
+    name_table_deinit(&checkpoint->object_names);
     manifest_deinit(&checkpoint->manifest);
     free(checkpoint->files);
     free(checkpoint->digest_sets);

@@ -11,6 +11,7 @@
 #include <base/mutant.h>
 #include <format/digests.h>
 #include <format/manifest.h>
+#include <format/name_table.h>
 #include <format/safetensors.h>
 #include <read/lane.h>
 #include <read/source.h>
@@ -58,6 +59,7 @@ struct tspool_checkpoint {
     struct lane lane;
     int directory;                     /* -1 for one file */
     struct manifest manifest;          /* zero without one */
+    struct name_table object_names;    /* of its objects; empty where two have one name */
     struct checkpoint_file *files;
     uint32_t file_count;
     struct digest_set *digest_sets;    /* one per manifest.digests */
@@ -78,6 +80,9 @@ int manifest_load(struct io *io, int directory, const char *path, struct manifes
 /* The same from a file of another name. */
 int manifest_load_from(struct io *io, int directory, const char *path, const char *name, struct manifest *manifest,
                        struct tspool_failure *failure);
+
+/* objects.c: so that an object among a hundred thousand is found by name. */
+int objects_index(struct tspool_checkpoint *checkpoint, struct tspool_failure *failure);
 
 /* files.c */
 int files_allocate(struct tspool_checkpoint *checkpoint, size_t count, struct tspool_failure *failure);

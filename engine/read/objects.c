@@ -21,8 +21,25 @@ int tspool_checkpoint_object(const struct tspool_checkpoint *checkpoint, size_t 
     return 0;
 }
 
+/* Of several ranks' objects of one name the first is meant: those are not in the table. */
+int objects_index(struct tspool_checkpoint *checkpoint, struct tspool_failure *failure)
+{
+    const struct manifest *manifest = &checkpoint->manifest;
+    int error = name_table_build(&checkpoint->object_names, manifest->objects, sizeof(*manifest->objects), manifest->object_count);
+
+    if (error == 0 || error == NAME_REPEATED)
+        return 0;
+    return failure_set(failure, TSPOOL_STAGE_READ, ENOMEM, FAILURE_AT(.operation = "open", .path = checkpoint->path), NULL);
+}
+
 static const struct manifest_object *object_find(const struct tspool_checkpoint *checkpoint, const char *name)
 {
+    size_t found = checkpoint->object_names.count ? name_table_find(&checkpoint->object_names, name) : SIZE_MAX;
+
+    if (found != SIZE_MAX)
+        return &checkpoint->manifest.objects[found];
+    if (checkpoint->object_names.count)
+        return NULL;
     for (size_t i = 0; i < checkpoint->manifest.object_count; i++)
         if (strcmp(checkpoint->manifest.objects[i].name, name) == 0)
             return &checkpoint->manifest.objects[i];

@@ -261,6 +261,8 @@ int tspool_kind_load(struct tspool_checkpoint *checkpoint, struct io *io, struct
 
     checkpoint->kind = TSPOOL_KIND_TSPOOL;
     if (error == 0)
+        error = objects_index(checkpoint, failure);
+    if (error == 0)
         error = shards_load(checkpoint, io, failure);
     if (error == 0)
         error = others_check(checkpoint, io, failure);
