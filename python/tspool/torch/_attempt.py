@@ -15,7 +15,7 @@ import io
 import logging
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
@@ -47,15 +47,18 @@ class Written(torch.futures.Future[list[WriteResult]]):
         return results
 
 
-class Request:
+class Request(NamedTuple):
     """What the writer was asked for."""
 
-    def __init__(self, path: str, settings: dict[str, Any], options: dict[str, Any], deadline: float, is_shared: bool) -> None:
-        self.path = path
-        self.settings = settings  # of the save
-        self.options = options  # of the spool
-        self.deadline = deadline  # seconds
-        self.is_shared = is_shared  # the planner has seen to it that each object is saved by one rank
+    path: str
+    settings: dict[str, Any]
+    """of the save"""
+    options: dict[str, Any]
+    """of the spool"""
+    deadline: float
+    is_shared: bool
+    """the planner has seen to it that each object is saved by one rank"""
+    ties: bool
 
     @property
     def root(self) -> str:
@@ -135,12 +138,12 @@ class Attempt:
             )
         leaf = leaf_of(tensor, name)
         assert leaf is not None
-        whole, offsets = None, None
+        whole, offsets, untied = None, None, not self.request.ties
         if item.type == WriteItemType.SHARD and (self.agreement.world_size > 1 or planned.size != planned.chunk.sizes):
             whole, offsets = tuple(planned.size), tuple(planned.chunk.offsets)
             if leaf.dtype == "F4":  # torch counts its bytes
                 whole, offsets = (*whole[:-1], 2 * whole[-1]), (*offsets[:-1], 2 * offsets[-1])
-        save._handle.add(name, leaf.dtype, leaf.shape, leaf.strides, leaf.address, leaf.owner, whole, offsets)
+        save._handle.add(name, leaf.dtype, leaf.shape, leaf.strides, leaf.address, leaf.owner, whole, offsets, untied)
         return size_of(leaf.dtype, leaf.shape)
 
     # Waiting --------------------------------------------------------------------------------------------------------------------

@@ -36,6 +36,8 @@ class StorageWriter(_StorageWriter):
     staging: "now" (write_data returns when all tensors were copied) or "background" (at once: wait_staged before they change).
     overwrite: a checkpoint of that name is exchanged, atomically, and files of others in it are kept; else it is an error.
     metadata: texts and numbers of yours; "step" orders checkpoints for tspool.latest.
+    ties: tensors that share their memory are stored once, which PyTorch's HuggingFaceStorageReader does not know: it misses the
+    other names. By default each is stored under its own name.
     deadline: seconds from the beginning of a save in which it must be durable, and for which the ranks wait for each other.
     world_size, process_group: only for `use_collectives=False`, where DCP does not tell, and only if the ranks of the save are not
     those of the default group.
@@ -50,6 +52,7 @@ class StorageWriter(_StorageWriter):
         staging: Literal["now", "background"] = "now",
         overwrite: bool = True,
         metadata: Mapping[str, object] | None = None,
+        ties: bool = False,
         deadline: float = 1800.0,
         check_torn: bool = False,
         world_size: int | None = None,
@@ -64,6 +67,7 @@ class StorageWriter(_StorageWriter):
         self.staging = staging
         self.overwrite = overwrite
         self.metadata: dict[str, object] = dict(metadata or {})
+        self.ties = ties
         self.deadline = deadline
         self.check_torn = check_torn
         self.spool_options = spool_options
@@ -123,7 +127,7 @@ class StorageWriter(_StorageWriter):
         settings = {"staging": self.staging, "replace": self.overwrite, "check_torn": self.check_torn}
         agreement = self._agree()
         is_shared = self._use_collectives or agreement.world_size == 1
-        request = Request(self._path(), settings, self.spool_options, self.deadline, is_shared)
+        request = Request(self._path(), settings, self.spool_options, self.deadline, is_shared, self.ties)
         self.attempt = Attempt(request, agreement)
         return self.attempt.stage(plan, planner, self.metadata)
 

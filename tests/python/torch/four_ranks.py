@@ -280,7 +280,7 @@ def check_saves_of_ties_and_shards_in_a_hybrid_mesh(folder):
     square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     tied = distribute_tensor(torch.arange(24.0).reshape(6, 4), square, [Replicate(), Shard(0)])
     saved = {"embed": tied, "head": tied, "third": tied, "other": torch.ones(7)}
-    dcp.save(saved, storage_writer=writer(folder / "tied"))
+    dcp.save(saved, storage_writer=writer(folder / "tied", ties=True))
     found = {name: torch.zeros_like(value) for name, value in saved.items()}
     dcp.load(found, storage_reader=StorageReader(folder / "tied"))
     assert_equal(found, saved)
