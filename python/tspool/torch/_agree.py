@@ -4,9 +4,9 @@ DCP hands a storage writer neither the process group nor a way to reach another 
 in a plan. So ranks meet in the c10d store of the default process group, which every initialised group has. Nobody waits in the
 store, whose connection other threads of the process need: it is asked again and again, ever more slowly, until a deadline.
 
-Under tspool/at/<digest of the path>[/<count>] the coordinator says save id and world size. With collectives that precedes the
-scatter of the plan, so that every rank that has its plan finds it, and finds the latest. Without, the ranks count their saves of
-that path.
+Under tspool/<restart>/<digest of the path>[/<count>] the coordinator says save id and world size. With collectives that precedes
+the scatter of the plan, so that every rank that has its plan finds it, and finds the latest. Without, the ranks count their saves
+of that path, and the last to hear it removes it. torchrun's restarts may share one store: what one left is not for the next.
 Under tspool/save/<save id>/ there are `part/<rank>` (durable), `verdict` (the first to set it decides: published, or failed and
 how), and two counters.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import secrets
 import time
 import weakref
@@ -82,7 +83,8 @@ def count_of(path: str) -> int:
 
 
 def _place(path: str, count: int | None) -> str:
-    key = f"tspool/at/{hashlib.blake2b(path.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}"
+    digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    key = f"tspool/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{digest}"
     return key if count is None else f"{key}/{count}"
 
 
@@ -115,6 +117,9 @@ def hear(path: str, rank: int, timeout: float, count: int | None = None) -> Agre
             f"rank {rank} saves {path!r}, and rank 0 counts {agreement.world_size} ranks: give all of them the same process group",
             errno=errno.EINVAL, stage="declare", path=path,
         )  # fmt: skip
+    if count is not None and int(store.add(f"{place}/heard", 1)) == agreement.world_size - 1:
+        store.delete_key(place)
+        store.delete_key(f"{place}/heard")
     return agreement
 
 
