@@ -10,12 +10,15 @@ What fails on one rank is told to the others in the store, so that nobody waits 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
 import os
+import threading
 import time
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
@@ -34,6 +37,7 @@ from tspool.torch._spools import borrowed
 _TAKE_OVER_SECONDS = 5.0  # all parts are durable, and whoever was to publish them says nothing
 
 _log = logging.getLogger("tspool")
+_lock = threading.Lock()
 
 
 class Written(torch.futures.Future[list[WriteResult]]):
@@ -42,7 +46,8 @@ class Written(torch.futures.Future[list[WriteResult]]):
     attempt: Attempt
 
     def wait(self) -> list[WriteResult]:
-        self.attempt.wait_durable()
+        with self.attempt.awaiting():
+            self.attempt.wait_durable()
         results: list[WriteResult] = super().wait()
         return results
 
@@ -76,7 +81,7 @@ class Attempt:
         self.meeting = Meeting(agreement, request.path) if agreement.world_size > 1 else None
         self.results: list[WriteResult] = []
         self.has_ended = False
-        self.is_awaited = False  # somebody is about to publish it
+        self._awaiting = 0  # threads that wait for it, or publish it
         self._save: Save | None = None
         self._until = time.monotonic() + request.deadline
 
@@ -156,6 +161,22 @@ class Attempt:
         if self._save is not None:
             self._save.wait_durable(timeout)
 
+    @contextlib.contextmanager
+    def awaiting(self) -> Iterator[None]:
+        with _lock:
+            self._awaiting += 1
+        try:
+            yield
+        finally:
+            with _lock:
+                self._awaiting -= 1
+
+    def is_awaited(self) -> bool:
+        return self._awaiting > 0
+
+    def is_done(self) -> bool:
+        return self._save is not None and self._save.done()
+
     def _tell(self, save: Save, written: Written) -> None:
         failure = save.exception(0)
         if failure is None:
@@ -178,41 +199,40 @@ class Attempt:
 
     def publish(self) -> None:
         """All parts are durable: one rank publishes them."""
-        agreement, request = self.agreement, self.request
-        self.is_awaited = True
-        self.wait_durable()
-        if self.meeting is None:
-            return
-
-        def published() -> bool | Error:
-            try:
-                publish(request.root, request.name, agreement.save_id, agreement.world_size)
-                return True
-            except SaveError as error:
-                return error
-
-        answer = poll(lambda: None if _is_busy(found := published()) else found, self._until)
-        if answer is None:
-            answer = published()
+        with self.awaiting():
+            self.wait_durable()
+            if self.meeting is None:
+                return
+            answer = poll(lambda: None if _is_busy(found := self._published()) else found, self._until)
+            failure = self._published() if answer is None else answer
         self.has_ended = True
-        if isinstance(answer, Error):
-            raise answer
+        if failure:
+            raise failure
         leftovers.strike(self)
+
+    def _published(self) -> SaveError | Literal[False]:
+        """Why not, or False: it is."""
+        request, agreement = self.request, self.agreement
+        try:
+            publish(request.root, request.name, agreement.save_id, agreement.world_size)
+        except SaveError as error:
+            return error
+        return False
 
     def publish_when_whole(self, timeout: float | None = None) -> None:
         """On every rank, from any thread: returns when the checkpoint is published, or raises why it will not be. At the timeout
         the save goes on; at its deadline it has failed, for all."""
-        self.is_awaited = True
         until = self._until if timeout is None else min(self._until, time.monotonic() + timeout)
-        self.wait_durable(max(0.0, until - time.monotonic()))
-        if self.meeting is None:
-            return
-        try:
-            failure = self._meet(self.meeting, until)
-        except Error:
-            raise
-        except Exception as error:  # the store is gone, with the process that held it
-            failure = self._alone(error)
+        with self.awaiting():
+            self.wait_durable(max(0.0, until - time.monotonic()))
+            if self.meeting is None:
+                return
+            try:
+                failure = self._meet(self.meeting, until)
+            except Error:
+                raise
+            except Exception as error:  # the store is gone, with the process that held it
+                failure = self._alone(error)
         self.has_ended = True
         if failure is not None:
             raise failure
@@ -244,18 +264,17 @@ class Attempt:
 
     def _alone(self, error: Exception) -> Error | None:
         """Nobody can be asked any more. What stands on disk decides: if all parts are there, it is a checkpoint."""
-        try:
-            publish(self.request.root, self.request.name, self.agreement.save_id, self.agreement.world_size)
-        except SaveError as refusal:
-            return SaveError(
-                f"the store that the ranks meet in is gone ({error}), and {self.request.path!r} is not whole: {refusal.message}",
-                errno=errno.ENOTCONN, stage="publish", path=self.request.path,
-            )  # fmt: skip
-        return None
+        refusal = self._published()
+        if not refusal:
+            return None
+        return SaveError(
+            f"the store that the ranks meet in is gone ({error}), and {self.request.path!r} is not whole: {refusal.message}",
+            errno=errno.ENOTCONN, stage="publish", path=self.request.path,
+        )  # fmt: skip
 
 
-def _is_busy(answer: bool | Error) -> bool:
-    return isinstance(answer, Error) and answer.errno == errno.EAGAIN
+def _is_busy(failure: SaveError | Literal[False]) -> bool:
+    return failure is not False and failure.errno == errno.EAGAIN
 
 
 def _late(meeting: Meeting) -> SaveError:

@@ -25,14 +25,19 @@ class _Note:
         self.attempt = weakref.ref(attempt)
         self.hidden = hidden
         self.is_outdated = False  # a later one is published
+        self.was_looked_for = False
 
     def is_over(self) -> bool:
         attempt = self.attempt()
-        return attempt is None or attempt.has_ended or (self.is_outdated and not attempt.is_awaited)
+        return attempt is None or attempt.has_ended or (self.is_outdated and not attempt.is_awaited())
 
     def is_doubtful(self) -> bool:
+        """Its part is there, and nobody waits for the others: asked once, because the answer takes time."""
         attempt = self.attempt()
-        return attempt is not None and not attempt.is_awaited
+        if attempt is None or self.was_looked_for or attempt.is_awaited() or not attempt.is_done():
+            return False
+        self.was_looked_for = True
+        return True
 
 
 _lock = threading.Lock()
