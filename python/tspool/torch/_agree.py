@@ -114,7 +114,7 @@ def hear(path: str, rank: int, timeout: float, count: int | None = None) -> Agre
     agreement = Agreement(bytes.fromhex(save_id), rank, int(world_size))
     if rank >= agreement.world_size:
         raise SaveError(
-            f"rank {rank} saves {path!r}, and rank 0 counts {agreement.world_size} ranks: give all of them the same process group",
+            f"rank {rank} saves {path!r}, and rank 0 counts {agreement.world_size} ranks: give all the same process group",
             errno=errno.EINVAL, stage="declare", path=path,
         )  # fmt: skip
     if count is not None and int(store.add(f"{place}/heard", 1)) == agreement.world_size - 1:

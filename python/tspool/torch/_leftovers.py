@@ -1,6 +1,6 @@
-"""Parts of saves that failed on another rank. Each rank's engine has written its part and knows nothing of that; DCP does not tell a
-storage writer that a save was given up, it only goes on to the next. So the coordinator notes what it begins, strikes out what
-is published, and removes, before the next save, what is over without having been published:
+"""Parts of saves that failed on another rank. Each rank's engine has written its part and knows nothing of that; DCP does not
+tell a storage writer that a save was given up, it only goes on to the next. So the coordinator notes what it begins, strikes
+out what is published, and removes, before the next save, what is over without having been published:
 
 - it ended with an error here, or
 - nobody holds its attempt any more, or

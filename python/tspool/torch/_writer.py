@@ -39,8 +39,8 @@ class StorageWriter(_StorageWriter):
     ties: tensors that share their memory are stored once, which PyTorch's HuggingFaceStorageReader does not know: it misses the
     other names. By default each is stored under its own name.
     deadline: seconds from the beginning of a save in which it must be durable, and for which the ranks wait for each other.
-    world_size, process_group: only for `use_collectives=False`, where DCP does not tell, and only if the ranks of the save are not
-    those of the default group.
+    world_size, process_group: only for `use_collectives=False`, where DCP does not tell, and only if the ranks of the save are
+    not those of the default group.
     Further options are those of tspool.Spool. A writer serves one save at a time; `attempt` is the one that was begun last, and
     whoever begins another before that is published keeps it.
     """
@@ -160,8 +160,8 @@ class StorageWriter(_StorageWriter):
             self.attempt.wait_staged(timeout)
 
     def publish_when_whole(self, metadata: Metadata, timeout: float | None = None) -> Metadata:
-        """Instead of `finish`, on every rank and from any thread: waits for the parts of all ranks; the last to come publishes. No
-        collectives. Returns when the checkpoint is published; raises, on all ranks, when it will not be."""
+        """Instead of `finish`, on every rank and from any thread, without collectives: waits for the parts of all ranks; the last
+        to come publishes. Returns when the checkpoint is published; raises, on all ranks, when it will not be."""
         attempt = self._last()
         attempt.publish_when_whole(timeout)
         self._complete(metadata, [attempt.results])
@@ -204,7 +204,7 @@ class StorageWriter(_StorageWriter):
         for rank, written in enumerate(results):
             if written and written[0].storage_data != expected:
                 raise SaveError(
-                    f"rank {rank} saved {self.path!r} under another save id than rank {self._rank}: are two saves of it under way?",
+                    f"rank {rank} saved {self.path!r} under another save id than rank {self._rank}: are two under way?",
                     errno=errno.EINVAL, stage="publish", path=self._path(),
                 )  # fmt: skip
 

@@ -109,7 +109,8 @@ def check_without_collectives_the_parts_are_one_checkpoint(folder):
     for number in range(2):
         dcp.save(state, checkpoint_id=folder / f"apart-{number}", storage_writer=writer(), use_collectives=False)
         tspool.verify(folder / f"apart-{number}")
-    found = {"w": distribute_tensor(torch.zeros(10), mesh, [Shard(0)]), "same": torch.zeros(3), "random": "", "own": torch.zeros(1)}
+    found = {"w": distribute_tensor(torch.zeros(10), mesh, [Shard(0)]), "same": torch.zeros(3), "random": "",
+             "own": torch.zeros(1)}
     dcp.load(found, storage_reader=StorageReader(folder / "apart-1"))
     assert torch.equal(found["w"].full_tensor(), torch.arange(10.0)) and torch.equal(found["same"], torch.ones(3))
     assert found["random"] == f"state {rank}" and found["own"].item() == rank

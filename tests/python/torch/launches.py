@@ -19,7 +19,7 @@ def torchrun(ranks, script, *arguments, seconds=SECONDS, options=()):
         str(script), *map(str, arguments),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TORCH_CPP_LOG_LEVEL": "ERROR",
-                   "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # gloo, started again, finds the addresses of the dead in a shared one
+                   "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # in a shared one gloo finds the addresses of the dead
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
 
 

@@ -1,4 +1,4 @@
-"""Ranks that are killed: the last checkpoint stands, the others hear of it, and a launch that is started again goes on from it."""
+"""Ranks that are killed: the last checkpoint stands, the others hear of it, and a launch started again goes on from it."""
 
 import os
 import socket
