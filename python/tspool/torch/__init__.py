@@ -17,6 +17,7 @@ except ImportError as error:
 from tspool._stream import open
 from tspool.torch._filesystem import FileSystemReader, FileSystemWriter
 from tspool.torch._huggingface import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from tspool.torch._planner import LoadPlanner, SavePlanner
 from tspool.torch._reader import StorageReader
 from tspool.torch._writer import StorageWriter
 
@@ -25,6 +26,8 @@ __all__ = [
     "FileSystemWriter",
     "HuggingFaceStorageReader",
     "HuggingFaceStorageWriter",
+    "LoadPlanner",
+    "SavePlanner",
     "StorageReader",
     "StorageWriter",
     "open",

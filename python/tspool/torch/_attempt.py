@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 
 from tspool._errors import Error, SaveError, UnsupportedError, WaitTimeout
-from tspool._leaves import leaf_of, size_of
+from tspool._leaves import TORCH, Leaf, leaf_of
 from tspool._save import Save
 from tspool._spool import publish
 from tspool._tree import collector_paused, metadata_text
@@ -35,6 +35,9 @@ from tspool.torch._agree import Agreement, Meeting, poll
 from tspool.torch._spools import borrowed
 
 _TAKE_OVER_SECONDS = 5.0  # all parts are durable, and whoever was to publish them says nothing
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_DTYPES = {getattr(torch, name): dtype for name, dtype in TORCH.items() if hasattr(torch, name) and dtype != "F4"}
 
 _log = logging.getLogger("tspool")
 _lock = threading.Lock()
@@ -83,6 +86,7 @@ class Attempt:
         self.has_ended = False
         self._awaiting = 0  # threads that wait for it, or publish it
         self._save: Save | None = None
+        self._is_copied_now = request.settings["staging"] == "now"
         self._until = time.monotonic() + request.deadline
 
     # Staging --------------------------------------------------------------------------------------------------------------------
@@ -141,15 +145,24 @@ class Attempt:
             raise UnsupportedError(
                 f'"{name}" is planned as {list(planned.chunk.sizes)} and the planner gave {found}', stage="declare", tensor=name
             )
-        leaf = leaf_of(tensor, name)
-        assert leaf is not None
+        leaf = self._leaf(tensor, name)
         whole, offsets, untied = None, None, not self.request.ties
         if item.type == WriteItemType.SHARD and (self.agreement.world_size > 1 or planned.size != planned.chunk.sizes):
             whole, offsets = tuple(planned.size), tuple(planned.chunk.offsets)
             if leaf.dtype == "F4":  # torch counts its bytes
                 whole, offsets = (*whole[:-1], 2 * whole[-1]), (*offsets[:-1], 2 * offsets[-1])
         save._handle.add(name, leaf.dtype, leaf.shape, leaf.strides, leaf.address, leaf.owner, whole, offsets, untied)
-        return size_of(leaf.dtype, leaf.shape)
+        return int(tensor.nbytes)
+
+    def _leaf(self, tensor: torch.Tensor, name: str) -> Leaf:
+        """For a hundred thousand tensors the storage objects that keep their memory are half of the time; what is copied before
+        `stage` returns needs none."""
+        dtype = _DTYPES.get(tensor.dtype)
+        if dtype is None or type(tensor) not in _PLAIN or not tensor.is_cpu or not self._is_copied_now or _is_special(tensor):
+            leaf = leaf_of(tensor, name)
+            assert leaf is not None
+            return leaf
+        return Leaf("torch", dtype, tensor.shape, tensor.stride(), tensor.data_ptr(), tensor)
 
     # Waiting --------------------------------------------------------------------------------------------------------------------
 
@@ -271,6 +284,10 @@ class Attempt:
             f"the store that the ranks meet in is gone ({error}), and {self.request.path!r} is not whole: {refusal.message}",
             errno=errno.ENOTCONN, stage="publish", path=self.request.path,
         )  # fmt: skip
+
+
+def _is_special(tensor: torch.Tensor) -> bool:
+    return tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg() or tensor.is_nested
 
 
 def _is_busy(failure: SaveError | Literal[False]) -> bool:
