@@ -14,7 +14,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is")
 def state():
     weight = torch.randn(4, 3)
     return {
-        "model": {"w": weight, "tied": weight, "scalar": torch.tensor(1.0), "none": torch.empty(0, 3), "p": torch.nn.Parameter(weight)},
+        "model": {"w": weight, "tied": weight, "scalar": torch.tensor(1.0), "none": torch.empty(0, 3)},
+        "parameter": torch.nn.Parameter(weight),
         "groups": [{"lr": 0.1, "x": torch.ones(2)}], "objects": {"a": (1, 2), "b": None, "c": range(3), "d": torch.Size([1])},
     }  # fmt: skip
 
