@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.utils import _DistWrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from tspool.torch import StorageReader, StorageWriter
 
 ARENA = 64 << 20
@@ -219,6 +220,27 @@ def check_a_save_that_is_not_distributed(folder):
     assert tspool.Checkpoint(path).info.world_size == 1
     assert sorted(os.listdir(path))[0] == "model.safetensors"
     assert torch.equal(tspool.load(path, names="w")["w"], torch.full((3,), float(dist.get_rank())))
+
+
+def check_two_dimensions_of_parallelism(folder):
+    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+
+    def made(seed):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.ReLU(), torch.nn.Linear(10, 6))
+        parallelize_module(model, square["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        fully_shard(model, mesh=square["data"])
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.ones(2, 6)).sum().backward()
+        optimizer.step()
+        return model, optimizer
+
+    saved, whole = state_of(*made(1)), folder / "two-dimensions"
+    dcp.save(saved, storage_writer=writer(whole, shard_bytes=64))
+    assert len([name for name in os.listdir(whole) if name.endswith(".safetensors")]) > 4
+    state = state_of(*made(2))
+    dcp.load(state, storage_reader=StorageReader(whole))
+    assert_equal(state, saved)
 
 
 class Refusing(DefaultSavePlanner):

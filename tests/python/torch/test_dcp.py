@@ -18,7 +18,15 @@ from torch.distributed.checkpoint.default_planner import (  # noqa: E402
     DefaultLoadPlanner,
     DefaultSavePlanner,
 )
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem  # noqa: E402
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties  # noqa: E402
+from torch.distributed.checkpoint.planner import (  # noqa: E402
+    LoadItemType,
+    LoadPlan,
+    ReadItem,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys  # noqa: E402
 from tspool.torch import StorageReader, StorageWriter, _spools  # noqa: E402
 
@@ -237,6 +245,53 @@ def test_one_chunk_is_read_by_several_items(to, at, planner, monkeypatch):
     assert sum(request[4] for request in asked) == saved.nbytes  # nothing twice
 
 
+class Blocks(torch.Tensor):
+    """A tensor that says itself which parts of a larger one it holds, several of them."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def of(parts, size):
+        made = torch.zeros(size)[:0].as_subclass(Blocks)
+        made.parts, made.whole = parts, size
+        return made
+
+    def size(self):
+        return torch.Size(self.whole)
+
+    def _chunks(self):
+        return [ChunkStorageMetadata(torch.Size(at), part.shape) for at, part in self.parts.items()]
+
+    def __create_write_items__(self, name, tensor):
+        return [
+            WriteItem(MetadataIndex(name, chunk.offsets), WriteItemType.SHARD, tensor_data=TensorWriteData(
+                chunk, TensorProperties(torch.float32), torch.Size(self.whole)))
+            for chunk in self._chunks()
+        ]  # fmt: skip
+
+    def __create_chunk_list__(self):
+        return self._chunks()
+
+    def __get_tensor_shard__(self, index):
+        return self.parts[tuple(index.offset)]
+
+
+def test_several_shards_of_one_tensor_on_one_rank(to, at):
+    whole = torch.arange(24.0).reshape(4, 6)
+    saved = Blocks.of({(0, 0): whole[:2].clone(), (2, 0): whole[2:, :4].clone(), (2, 4): whole[2:, 4:].clone()}, (4, 6))
+    dcp.save({"w": saved}, storage_writer=to())
+    assert sorted(name for name in os.listdir(at().path) if name.endswith(".safetensors")) == [
+        f"shard-00001-model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)
+    ]
+    for reader in (at(), HuggingFaceStorageReader(at().path)):
+        found = {"w": torch.zeros(4, 6)}
+        dcp.load(found, storage_reader=reader)
+        assert torch.equal(found["w"], whole)
+    found = {"w": Blocks.of({(0, 0): torch.zeros(4, 3), (0, 3): torch.zeros(4, 3)}, (4, 6))}
+    dcp.load(found, storage_reader=at())
+    assert torch.equal(torch.cat(list(found["w"].parts.values()), 1), whole)
+
+
 # As others see it ---------------------------------------------------------------------------------------------------------------
 
 
@@ -410,6 +465,29 @@ def test_a_damaged_file_is_found_out(to, at):
     dcp.load({"w": torch.zeros(5000)}, storage_reader=at())
     found = {"x": torch.zeros(5000)}
     dcp.load(found, storage_reader=at(verify=False))
+
+
+def test_a_save_that_takes_too_long_fails_and_the_next_goes_through(to, at):
+    with pytest.raises(CheckpointException, match="ETIMEDOUT"):
+        dcp.save({"w": torch.zeros(4_000_000)}, storage_writer=to(deadline=0.3, bytes_per_second=4 << 20))
+    dcp.save({"w": torch.ones(3)}, storage_writer=to())
+    assert torch.equal(tspool.load(at().path, names="w")["w"], torch.ones(3))
+
+
+def test_a_forked_child_saves_by_a_spool_of_its_own(to, at):
+    writer = to()
+    dcp.save({"w": torch.ones(3)}, storage_writer=writer)
+    child = os.fork()
+    if child == 0:
+        try:
+            dcp.save({"w": torch.zeros(3)}, storage_writer=writer, checkpoint_id=at("step-2").path)
+            _spools.close_all()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    dcp.save({"w": torch.full((3,), 2.0)}, storage_writer=writer, checkpoint_id=at("step-3").path)
+    assert torch.equal(tspool.load(at("step-2").path, names="w")["w"], torch.zeros(3))
 
 
 def test_what_is_not_there_is_said(at, tmp_path):
