@@ -65,6 +65,9 @@ uint64_t monotonic_now(void);
 int numbers_take(PyObject *sequence, uint64_t **numbers, Py_ssize_t *count);
 PyObject *numbers_give(const uint64_t *numbers, uint32_t count); /* a tuple; None for NULL */
 
+/* copy.c: copy(pieces, threads). `pieces` is a buffer of 64-bit triples: to, from, bytes. Whoever calls it vouches for them. */
+PyObject *copy(PyObject *module, PyObject *arguments);
+
 typedef struct SaveObject SaveObject;
 typedef struct {
     PyObject_HEAD

@@ -131,6 +131,7 @@ static PyMethodDef module_functions[] = {
     { "latest", latest, METH_VARARGS, "latest(root, timeout) -> path or None" },
     { "publish", publish, METH_VARARGS, "publish(root, name, save_id, world_size)" },
     { "dtype_bits", dtype_bits, METH_VARARGS, "dtype_bits(name) -> bits of an element; 0: not a dtype" },
+    { "copy", copy, METH_VARARGS, "copy(pieces, threads): pieces are 64-bit triples: to, from, bytes" },
     { "version", version, METH_NOARGS, "version() -> that of the library" },
     { NULL, NULL, 0, NULL },
 };

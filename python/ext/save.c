@@ -352,6 +352,152 @@ static PyObject *save_submit(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+/* Filling ------------------------------------------------------------------------------------------------------------ */
+
+static PyObject *span_give(const struct tspool_span *span)
+{
+    return Py_BuildValue("NKnKK", PyLong_FromVoidPtr(span->data), span->bytes, (Py_ssize_t)span->tensor, span->tensor_offset,
+                         span->token);
+}
+
+/* As tspool_save_next_span, but slice by slice. -EINTR: an exception is set. */
+static int span_await(SaveObject *save, struct tspool_span *span, uint64_t timeout_ns)
+{
+    uint64_t now = monotonic_now(), deadline_ns = timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns, left;
+    int result;
+
+    do {
+        now = monotonic_now();
+        left = deadline_ns > now ? deadline_ns - now : 0;
+        if (!gate_enter(&save->spool->gate))
+            return -ESHUTDOWN;
+        Py_BEGIN_ALLOW_THREADS
+        result = tspool_save_next_span(save->save, span, left < WAIT_SLICE_NS ? left : WAIT_SLICE_NS);
+        Py_END_ALLOW_THREADS
+        save_leave(save);
+        if (result != -ETIMEDOUT)
+            return result;
+        if (PyErr_CheckSignals() < 0)
+            return -EINTR;
+    } while (left > 0);
+    return result;
+}
+
+struct spans { struct tspool_span *all; size_t count, capacity; };
+
+static int spans_append(struct spans *spans, const struct tspool_span *span)
+{
+    size_t capacity = spans->capacity ? 2 * spans->capacity : 64;
+    struct tspool_span *all = spans->all;
+
+    if (spans->count == spans->capacity) {
+        all = realloc(all, capacity * sizeof *all);
+        if (!all)
+            return -ENOMEM;
+        spans->all = all;
+        spans->capacity = capacity;
+    }
+    spans->all[spans->count++] = *span;
+    return 0;
+}
+
+/* A span that nobody knows of would be waited for for ever: those are given back unfilled, and the save with them. */
+static int spans_drop(SaveObject *save, struct spans *spans, const struct tspool_span *last)
+{
+    tspool_save_abort(save->save);
+    tspool_save_filled(save->save, last);
+    while (spans->count)
+        tspool_save_filled(save->save, &spans->all[--spans->count]);
+    return -ENOMEM;
+}
+
+/* Those that are there without waiting, up to `limit` bytes. A failure comes again when more is asked for. */
+static int spans_collect(SaveObject *save, struct spans *spans, struct tspool_span *span, uint64_t limit)
+{
+    uint64_t bytes = 0;
+
+    do {
+        if (spans_append(spans, span) < 0)
+            return spans_drop(save, spans, span);
+        bytes += span->bytes;
+    } while (bytes < limit && tspool_save_next_span(save->save, span, 0) == 1);
+    return 0;
+}
+
+static PyObject *spans_give(SaveObject *save, struct spans *spans)
+{
+    PyObject *list = PyList_New((Py_ssize_t)spans->count);
+
+    for (size_t i = 0; list && i < spans->count; i++) {
+        PyObject *given = span_give(&spans->all[i]);
+
+        if (!given || PyList_SetItem(list, (Py_ssize_t)i, given) < 0)
+            Py_CLEAR(list);
+    }
+    if (!list && spans->count)
+        spans_drop(save, spans, &spans->all[spans->count - 1]);
+    return list;
+}
+
+/* next_spans(limit, timeout) -> [(address, bytes, tensor, tensor_offset, token)]; []: all were handed out; None: not in time.
+ * OSError with the errno of the save's failure, which result() has. */
+static PyObject *save_next_spans(PyObject *self, PyObject *arguments)
+{
+    SaveObject *save = (SaveObject *)self;
+    struct tspool_span span = TSPOOL_SPAN_INIT;
+    struct spans spans = { 0 };
+    PyObject *seconds = Py_None, *given = NULL;
+    unsigned long long limit;
+    uint64_t timeout_ns;
+    int result;
+
+    if (!PyArg_ParseTuple(arguments, "KO", &limit, &seconds) || seconds_take(seconds, &timeout_ns) < 0)
+        return NULL;
+    result = save->is_closed ? -ESHUTDOWN : span_await(save, &span, timeout_ns);
+    if (result == -ETIMEDOUT)
+        Py_RETURN_NONE;
+    if (result == 1 && !save_enter(save))
+        return NULL;
+    if (result == 1) {
+        result = spans_collect(save, &spans, &span, limit);
+        given = result == 0 ? spans_give(save, &spans) : NULL;
+        save_leave(save);
+    } else if (result == 0) {
+        given = PyList_New(0);
+    }
+    free(spans.all);
+    errno = -result;
+    return given || PyErr_Occurred() ? given : PyErr_SetFromErrno(PyExc_OSError);
+}
+
+/* filled(tokens) -> errno of the save's failure, or 0. All of them are given back, whatever has become of the save. */
+static PyObject *save_filled(PyObject *self, PyObject *arguments)
+{
+    SaveObject *save = (SaveObject *)self;
+    struct tspool_span span = TSPOOL_SPAN_INIT;
+    uint64_t *tokens = NULL;
+    PyObject *sequence;
+    Py_ssize_t count;
+    int error = 0;
+
+    if (!PyArg_ParseTuple(arguments, "O", &sequence) || numbers_take(sequence, &tokens, &count) < 0)
+        return NULL;
+    if (!tokens || !save_enter(save)) {
+        free(tokens);
+        return PyErr_Occurred() ? NULL : PyLong_FromLong(0);
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        int result;
+
+        span.token = tokens[i];
+        result = tspool_save_filled(save->save, &span);
+        error = error ? error : result;
+    }
+    save_leave(save);
+    free(tokens);
+    return PyLong_FromLong(-error);
+}
+
 /* Asking ------------------------------------------------------------------------------------------------------------- */
 
 static int wait_slice(SaveObject *save, enum tspool_level level, uint64_t timeout_ns)
@@ -507,6 +653,9 @@ static PyMethodDef save_methods[] = {
     { "add_object", save_add_object, METH_VARARGS, "add_object(name, kind, data)" },
     { "add_metadata", save_metadata, METH_VARARGS, "add_metadata(key, value)" },
     { "submit", save_submit, METH_NOARGS, "submit()" },
+    { "next_spans", save_next_spans, METH_VARARGS,
+      "next_spans(limit, timeout) -> [(address, bytes, tensor, tensor_offset, token)], [] at the end, None when not in time" },
+    { "filled", save_filled, METH_VARARGS, "filled(tokens) -> errno of the save's failure, or 0" },
     { "wait", save_wait, METH_VARARGS, "wait(level, timeout) -> errno" },
     { "result", save_result, METH_NOARGS, "result() -> dict" },
     { "fileno", save_fileno, METH_NOARGS, "fileno() -> a descriptor that polls readable at news" },

@@ -35,7 +35,7 @@ _DLPACK = {
 
 
 class Leaf(NamedTuple):
-    """A tensor as the C library takes it. `owner` keeps its memory where it is."""
+    """A tensor as the C library takes it. `owner` keeps its memory where it is. Off the host, only a Filler can copy it."""
 
     kind: str
     dtype: str
@@ -43,6 +43,7 @@ class Leaf(NamedTuple):
     strides: tuple[int, ...] | None
     address: int
     owner: object
+    is_host: bool = True
 
 
 class Tensor:
@@ -121,23 +122,25 @@ def _torch_wrapper_refuse(torch: Any, tensor: Any, name: str) -> None:
         )
 
 
-def _on_host(torch: Any, tensor: Any, name: str) -> Any:
+def _check_device(tensor: Any, name: str) -> None:
     device = tensor.device.type
     if device == "meta":
         raise _refuse(name, "is on the meta device and has no data", "materialise it (to_empty() and load), or leave it out")
     if device != "cuda":
         raise _refuse(name, f"is on the device {tensor.device}, which is not supported", "move it first: .cpu()")
-    return tensor.detach().cpu()
 
 
-def _torch_leaf(torch: Any, tensor: Any, name: str) -> Leaf:
+def _torch_leaf(torch: Any, tensor: Any, name: str, may_stay: bool = False) -> Leaf:
     if type(tensor) is not torch.Tensor:
         _torch_wrapper_refuse(torch, tensor, name)
     dtype = (_torch_dtypes or _torch_names(torch)).get(tensor.dtype)
     if dtype is None or tensor.layout is not torch.strided or tensor.is_nested:
         raise _torch_refuse(torch, tensor, name)
     if not tensor.is_cpu:
-        tensor = _on_host(torch, tensor, name)
+        _check_device(tensor, name)
+        if may_stay and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg() and dtype != "F4":
+            return Leaf("torch", dtype, tuple(tensor.shape), None, tensor.data_ptr(), tensor.untyped_storage(), False)
+        tensor = tensor.detach().cpu()
     if tensor.is_conj() or tensor.is_neg():  # lazily so: the memory holds something else
         tensor = tensor.detach().resolve_conj().resolve_neg()
     shape, strides = tuple(tensor.shape), tensor.stride()
@@ -232,11 +235,12 @@ def _dlpack_leaf(value: Any, name: str) -> Leaf:
     return _memory_leaf("dlpack", memory, dtype)
 
 
-def leaf_of(value: Any, name: str) -> Leaf | None:
-    """How the tensor lies in memory; None when it is no tensor of any make."""
+def leaf_of(value: Any, name: str, may_stay: bool = False) -> Leaf | None:
+    """How the tensor lies in memory; None when it is no tensor of any make. With `may_stay` a tensor on a device stays there,
+    otherwise it is copied to the host."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        return _torch_leaf(torch, value, name)
+        return _torch_leaf(torch, value, name, may_stay)
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray):
         return None if value.dtype.hasobject else _numpy_leaf(numpy, value, name, "numpy")
@@ -247,6 +251,20 @@ def leaf_of(value: Any, name: str) -> Leaf | None:
     if hasattr(type(value), "__dlpack__"):
         return _dlpack_leaf(value, name)
     return _buffer_leaf(value, name)
+
+
+def packed(value: Any, name: str) -> Leaf:
+    """A contiguous copy of a tensor on the host."""
+    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
+    if torch is not None and isinstance(value, torch.Tensor):
+        value = value.detach().contiguous()
+    elif numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
+        value = numpy.ascontiguousarray(value)
+    else:
+        value = memoryview(value).tobytes()
+    leaf = leaf_of(value, name)
+    assert leaf is not None
+    return leaf
 
 
 # Making them --------------------------------------------------------------------------------------------------------------------

@@ -9,13 +9,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tspool import _tspool
 from tspool._errors import Error, SaveError, SpoolError, WaitTimeout
-from tspool._leaves import leaf_of
+from tspool._fill import Filler
+from tspool._guard import Guard
+from tspool._leaves import Leaf, leaf_of
 
 if TYPE_CHECKING:
     from tspool._spool import Spool
@@ -86,7 +89,15 @@ def _result_of(fields: dict[str, Any]) -> SaveResult:
 class Save:
     """What `Spool.save` returns. Any thread may wait for it; dropping it changes nothing."""
 
-    def __init__(self, spool: Spool, name: str, handle: _tspool.Save) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        name: str,
+        handle: _tspool.Save,
+        filler: bool = False,
+        is_background: bool = False,
+        guards: list[Guard] | None = None,
+    ) -> None:
         self.name = name
         self._spool = spool
         self._handle = handle
@@ -97,6 +108,10 @@ class Save:
         self._watcher: threading.Thread | None = None
         self._seen = False  # its failure was told to somebody
         self._submitted = threading.Event()
+        self._guards = guards or []
+        self._filler = Filler(self, bool(self._guards)) if filler else None
+        self._is_background = is_background
+        self._own_failure: SaveError | None = None  # why it was given up from here
 
     # Declaring ------------------------------------------------------------------------------------------------------------------
 
@@ -108,10 +123,22 @@ class Save:
         global_offsets: tuple[int, ...] | None = None,
     ) -> None:
         """Declares one tensor; with both global arguments it is the shard of a larger one. Only after `Spool.begin`."""
-        leaf = leaf_of(tensor, name)
+        leaf = leaf_of(tensor, name, may_stay=self._filler is not None)
         if leaf is None:
             raise TypeError(f"{name!r} is a {type(tensor).__name__} and no tensor: use add_object")
+        self._add(name, tensor, leaf, global_shape, global_offsets)
+
+    def _add(
+        self,
+        name: str,
+        tensor: object,
+        leaf: Leaf,
+        global_shape: tuple[int, ...] | None = None,
+        global_offsets: tuple[int, ...] | None = None,
+    ) -> None:
         self._handle.add(name, leaf.dtype, leaf.shape, leaf.strides, leaf.address, leaf.owner, global_shape, global_offsets)
+        if self._filler is not None:
+            self._filler.take(name, tensor, leaf)
 
     def add_object(self, name: str, kind: str, data: bytes | bytearray | memoryview) -> None:
         """Declares bytes; `kind` says how to read them back: "bytes", "json", "text", "pickle"."""
@@ -124,6 +151,38 @@ class Save:
         """Plans, and stages as the save was told to. Afterwards only waiting is left."""
         self._spool._submit(self)
         return self
+
+    def _fill(self) -> None:
+        """After the submit, when its spans are filled from here."""
+        if self._filler is None:
+            return
+        self._filler.start()
+        for guard in self._guards:
+            guard.watch(partial(self._handle.wait, STAGED, None))
+        if self._is_background:
+            self._filler.run_apart()
+            return
+        try:
+            self._filler.run()
+        except BaseException:
+            self._seen = True
+            raise
+        self._handle.wait(STAGED, None)
+
+    def _fail(self, failure: SaveError, cause: BaseException | None = None) -> None:
+        """Gives the save up, for a reason of ours."""
+        failure.__cause__ = cause
+        self._own_failure = failure
+        if not self._handle.abort():  # it had ended already
+            self._own_failure = None
+
+    def _stop_filling(self) -> None:
+        filler = self._filler
+        if filler is not None and filler.thread is not None:
+            was_filling = filler.thread.is_alive() and self._handle.abort()
+            filler.thread.join()
+            if was_filling:
+                self._handle.wait(PUBLISHED, 1)  # so that its end is known
 
     # Waiting --------------------------------------------------------------------------------------------------------------------
 
@@ -193,7 +252,11 @@ class Save:
     def status(self) -> SaveResult:
         """A snapshot; never waits, never raises the failure."""
         self._check_process()
-        return _result_of(self._handle.result())
+        return self._result()
+
+    def _result(self) -> SaveResult:
+        result = _result_of(self._handle.result())
+        return replace(result, failure=self._own_failure) if result.failure and self._own_failure else result
 
     def abort(self) -> bool:
         """Gives the save up; True when there was something to give up. It then fails with ECANCELED."""
@@ -279,7 +342,7 @@ class Save:
     def _progress_tell(self, before: SaveResult | None) -> SaveResult | None:
         if self._progress is None:
             return None
-        now = _result_of(self._handle.result())
+        now = self._result()
         if before is None or (now.level, now.staged_bytes, now.written_bytes, now.outcome) != (
             before.level, before.staged_bytes, before.written_bytes, before.outcome,
         ):  # fmt: skip

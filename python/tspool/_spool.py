@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from tspool import _tspool
 from tspool._errors import FIELDS, EarlierSaveError, Error, SaveError, SpoolError
+from tspool._guard import guards_of
 from tspool._save import DURABLE, PUBLISHED, STAGED, Save, SaveResult, deadline_of, left_of
 from tspool._tree import STATE, Encoding, is_text, metadata_text
 
@@ -24,6 +25,7 @@ Staging = Literal["now", "background"]
 IO = {"auto": 0, "uring": 1, "threads": 2}
 _ISOLATION = {"process": 0, "thread": 1}
 _STAGING = {"now": 0, "background": 1}
+_CALLER = 2  # TSPOOL_STAGING_CALLER
 _FOR_EVER = (1 << 64) - 1
 _OPEN: weakref.WeakSet[Spool] = weakref.WeakSet()
 _log = logging.getLogger("tspool")
@@ -161,18 +163,23 @@ class Spool:
         pickle: bool = False,
         check_torn: bool = False,
         save_id: bytes | None = None,
+        guard: object = None,
     ) -> Save:
         """Begins to save `state_dict` as the checkpoint `name`.
 
         staging "now": returns when every tensor was copied. "background": returns at once; do not change a tensor before
-        `wait_staged` returned.
+        `wait_staged` returned. With `guard`, a torch optimizer or a list of them, their next step waits for that by itself, and a
+        tensor that was changed all the same fails the save by its name.
         """
-        save = self.begin(name, staging=staging, replace=replace, deadline=deadline, check_torn=check_torn, save_id=save_id)
+        self._open_handle()
         encoding = Encoding(pickle)
         structure = encoding.encode(state_dict)
-        add = save._handle.add
-        for tensor, leaf, _ in encoding.tensors:
-            add(tensor, leaf.dtype, leaf.shape, leaf.strides, leaf.address, leaf.owner)
+        save = self.begin(
+            name, staging=staging, replace=replace, deadline=deadline, check_torn=check_torn, save_id=save_id, guard=guard,
+            on_device=not all(leaf.is_host for _, leaf, _ in encoding.tensors),
+        )  # fmt: skip
+        for (tensor, leaf, _), value in zip(encoding.tensors, encoding.values):
+            save._add(tensor, value, leaf)
         for blob in encoding.blobs:
             save.add_object(blob.name, blob.kind, blob.data)
         save.add_object(STATE, "json", structure.encode("ascii"))
@@ -190,14 +197,24 @@ class Spool:
         deadline: float | None = None,
         check_torn: bool = False,
         save_id: bytes | None = None,
+        guard: object = None,
+        on_device: bool = False,
     ) -> Save:
-        """Begins a save whose tensors and objects are declared one by one: `add`, `add_object`, `add_metadata`, then `submit`."""
+        """Begins a save whose tensors and objects are declared one by one: `add`, `add_object`, `add_metadata`, then `submit`.
+        With `on_device`, tensors on CUDA are copied straight into the arena; else by way of a copy on the host."""
         handle = self._open_handle()
         if not is_text(name):
             raise SaveError(f"{name!r} is no checkpoint's name: that is a string which UTF-8 can hold", errno=errno.EINVAL)
-        self._earlier_tell()
         kind = choose(_STAGING, "staging", staging)
-        return Save(self, name, _tspool.Save(handle, name, kind, replace, _ns(deadline), save_id, check_torn))
+        if guard is not None and staging != "background":
+            raise ValueError("guard goes with staging='background': otherwise everything was copied when save returns")
+        guards = [] if guard is None else guards_of(guard)
+        self._earlier_tell()
+        is_filled = bool(guards) or on_device
+        made = _tspool.Save(
+            handle, name, _CALLER if is_filled else kind, replace, _ns(deadline), save_id, check_torn and not is_filled
+        )
+        return Save(self, name, made, is_filled, staging == "background", guards)
 
     def _submit(self, save: Save) -> None:
         self._open_handle()
@@ -212,6 +229,7 @@ class Spool:
         save._submitted.set()
         with self._lock:
             self._in_flight.append(save)
+        save._fill()
 
     def _settle(self) -> list[Save]:
         """Takes those that have ended off the list, and lets go of tensors that were copied."""
@@ -293,6 +311,8 @@ class Spool:
     def _end(self, abort: bool) -> CloseReport:
         handle, self._handle = self._handle, None
         _OPEN.discard(self)
+        for save in self._in_flight:
+            save._stop_filling()
         numbers = handle.close(0, abort) if handle is not None else None
         for save in self._in_flight:
             save._join()

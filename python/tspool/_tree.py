@@ -67,6 +67,7 @@ class Encoding:
     def __init__(self, pickle: bool) -> None:
         self.pickle = pickle
         self.tensors: list[tuple[str, Leaf, Node]] = []
+        self.values: list[Any] = []  # the tensors themselves
         self.blobs: list[Blob] = []
         self._open: set[int] = set()
 
@@ -126,10 +127,11 @@ class Encoding:
         return {"$dict" if kind is dict else "$ordered": [list(pair) for pair in pairs]}
 
     def _leaf(self, value: Any, name: str) -> Node:
-        leaf = leaf_of(value, name)
+        leaf = leaf_of(value, name, may_stay=True)
         if leaf is not None:
             node: Node = {"$tensor": leaf.kind}
             self.tensors.append((name, leaf, node))
+            self.values.append(value)
             return node
         if not self.pickle:
             raise UnsupportedError(
