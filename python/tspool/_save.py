@@ -176,13 +176,15 @@ class Save:
         if not self._handle.abort():  # it had ended already
             self._own_failure = None
 
-    def _stop_filling(self) -> None:
-        filler = self._filler
+    def _stop_filling(self) -> bool:
+        """Whether it was given up for that."""
+        was_filling, filler = False, self._filler
         if filler is not None and filler.thread is not None:
             was_filling = filler.thread.is_alive() and self._handle.abort()
             filler.thread.join()
             if was_filling:
                 self._handle.wait(PUBLISHED, 1)  # so that its end is known
+        return was_filling
 
     # Waiting --------------------------------------------------------------------------------------------------------------------
 

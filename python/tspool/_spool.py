@@ -10,7 +10,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -311,13 +311,13 @@ class Spool:
     def _end(self, abort: bool) -> CloseReport:
         handle, self._handle = self._handle, None
         _OPEN.discard(self)
-        for save in self._in_flight:
-            save._stop_filling()
+        stopped = sum(save._stop_filling() for save in self._in_flight)
         numbers = handle.close(0, abort) if handle is not None else None
         for save in self._in_flight:
             save._join()
         self._in_flight = []
-        return CloseReport(*(numbers or (0, 0, 0, 0, 0)))
+        report = CloseReport(*(numbers or (0, 0, 0, 0, 0)))
+        return replace(report, aborted=report.aborted + stopped)
 
     def __enter__(self) -> Spool:
         return self

@@ -15,20 +15,32 @@ except ImportError as error:
     raise ImportError("tspool.torch needs PyTorch (2.13 or later): pip install torch", name="torch") from error
 
 from tspool._stream import open
+from tspool.torch._async import AsyncExecutor, async_save, load, save
 from tspool.torch._filesystem import FileSystemReader, FileSystemWriter
 from tspool.torch._huggingface import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from tspool.torch._install import install, uninstall
+from tspool.torch._memory import pin_arena
 from tspool.torch._planner import LoadPlanner, SavePlanner
 from tspool.torch._reader import StorageReader
+from tspool.torch._stager import Stager
 from tspool.torch._writer import StorageWriter
 
 __all__ = [
+    "AsyncExecutor",
     "FileSystemReader",
     "FileSystemWriter",
     "HuggingFaceStorageReader",
     "HuggingFaceStorageWriter",
     "LoadPlanner",
     "SavePlanner",
+    "Stager",
     "StorageReader",
     "StorageWriter",
+    "async_save",
+    "install",
+    "load",
     "open",
+    "pin_arena",
+    "save",
+    "uninstall",
 ]

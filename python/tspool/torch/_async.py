@@ -16,17 +16,21 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner, FileSystemWriter, Metadata
-from torch.distributed.checkpoint import StorageReader as AnyReader
-from torch.distributed.checkpoint import StorageWriter as AnyWriter
 from torch.distributed.checkpoint._async_executor import _AsyncCheckpointExecutor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import AsyncStager, BlockingAsyncStager
+from torch.distributed.checkpoint.state_dict_loader import load as _stock_load
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse, _stateful_to_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save as _stock_save
+from torch.distributed.checkpoint.storage import StorageReader as AnyReader
+from torch.distributed.checkpoint.storage import StorageWriter as AnyWriter
 from torch.distributed.checkpoint.utils import _DistWrapper
 
 from tspool._errors import Error, SaveError, SpoolError
@@ -34,10 +38,10 @@ from tspool.torch._reader import StorageReader
 from tspool.torch._stager import Stager
 from tspool.torch._writer import StorageWriter
 
+_T = TypeVar("_T")
 StateDict = dict[str, Any]
 Id = str | os.PathLike[str]
 
-_stock_save, _stock_load = dcp.save, dcp.load  # whatever `install` makes of those names
 _stock_stages = (BlockingAsyncStager.stage, FileSystemWriter.stage)
 
 
@@ -52,6 +56,8 @@ def record_of(error: BaseException) -> BaseException:
         if isinstance(failure, Error):
             failure.__cause__ = error
             return failure
+    if not error.failures:
+        return error
     rank, (failure, _) = min(error.failures.items())
     told = SaveError(f"rank {rank}: {type(failure).__name__}: {failure}", stage="declare")
     told.__cause__ = failure
@@ -172,8 +178,8 @@ class _Upload(Future[Metadata]):
 class AsyncExecutor(_AsyncCheckpointExecutor):
     """Saves one after the other; each `execute_save` gives a future of DCP's Metadata. Several may be in flight.
 
-    A failure is raised from the future: of our StorageWriter always as a tspool.Error with its record. Cancelling the future gives
-    up the save; with other writers only one that has not begun.
+    A failure is raised from the future: a tspool.Error with its record, or what a planner raised. Cancelling the future gives up the
+    save; with other writers only one that has not begun.
     """
 
     def __init__(self) -> None:
@@ -221,10 +227,11 @@ class AsyncExecutor(_AsyncCheckpointExecutor):
 
 def _save_whole(state: StateDict | Future[StateDict], checkpoint_id: Id | None, writer: AnyWriter | None, options: _Options) -> Metadata:
     staged = state.result() if isinstance(state, Future) else state
-    return _told(lambda: _stock_save(staged, checkpoint_id=checkpoint_id, storage_writer=writer, **options._asdict()))
+    save: Callable[..., Metadata] = _stock_save
+    return _told(lambda: save(staged, checkpoint_id=checkpoint_id, storage_writer=writer, **options._asdict()))
 
 
-def _told(call: Callable[[], Any]) -> Any:
+def _told(call: Callable[[], _T]) -> _T:
     """A failure of ours as itself, wherever DCP has wrapped it."""
     try:
         return call()
@@ -302,11 +309,8 @@ def save(
     writer = _writer_of(storage_writer, checkpoint_id)
     options = _Options(planner, process_group, no_dist, use_collectives)
     if isinstance(writer, StorageWriter) and (no_dist or not _is_distributed()):
-        return cast(Metadata, _told(lambda: _finish(_begin(state_dict, writer, checkpoint_id, options))))
-    return cast(
-        Metadata,
-        _told(lambda: _stock_save(state_dict, checkpoint_id=checkpoint_id, storage_writer=writer, **options._asdict())),
-    )
+        return _told(lambda: _finish(_begin(state_dict, writer, checkpoint_id, options)))
+    return _save_whole(state_dict, checkpoint_id, writer, options)
 
 
 def load(
@@ -372,9 +376,9 @@ def begin_async(
 
 def _stager_of(writer: AnyWriter | None) -> AsyncStager | None:
     """A writer that stages in a way of its own; DCP's own way keeps no memory, and ours is better."""
-    if not isinstance(writer, AsyncStager) or type(writer).stage in _stock_stages:  # type: ignore[unreachable]
+    if not isinstance(writer, AsyncStager) or type(writer).stage in _stock_stages:
         return None
-    return writer  # type: ignore[unreachable]
+    return writer
 
 
 def _completion_of(staged: Future[StateDict]) -> Future[None]:

@@ -13,10 +13,11 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.checkpoint import Metadata, StorageWriter
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
+from torch.distributed.checkpoint.storage import StorageWriter
 
 from tspool.torch._async import Id, StateDict, _Options, begin_async, default_executor
 from tspool.torch._filesystem import FileSystemReader, FileSystemWriter

@@ -22,7 +22,7 @@ _PAGE = mmap.PAGESIZE
 
 def pin_arena(base: int, bytes: int, added: bool) -> int:
     """Registers host memory with CUDA, so that copies into it run beside everything else. For `tspool.Spool(on_arena=pin_arena)`."""
-    runtime = torch.cuda.cudart()
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     return int(runtime.cudaHostRegister(base, bytes, 1) if added else runtime.cudaHostUnregister(base))  # 1: for every context
 
 
@@ -97,7 +97,7 @@ class Pool:
                     self._generations.remove(generation)
                     generation.close()
             if chosen is None:
-                chosen = Generation(max(size, 1), torch.cuda.is_available() and torch.cuda.is_initialized())
+                chosen = Generation(max(size, 1), torch.cuda.is_available() and bool(torch.cuda.is_initialized()))  # type: ignore[no-untyped-call]
                 self._generations.append(chosen)
             return chosen, chosen.lease()
 

@@ -88,7 +88,7 @@ class _Extent:
 
     def cover(self, tensor: torch.Tensor) -> None:
         size = tensor.element_size()
-        low = tensor.storage_offset() * size
+        low = int(tensor.storage_offset()) * size
         if tensor.is_contiguous():
             high = low + tensor.numel() * size
         else:
@@ -136,7 +136,7 @@ class _Snapshot:
         """Gives every extent its memory."""
         for extent in self._extents.values():
             if extent.bytes == 0:
-                extent.copied = torch.UntypedStorage(0)
+                extent.copied = torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
             else:
                 there = torch.frombuffer(buffer, dtype=torch.uint8, count=extent.bytes, offset=extent.at)
                 extent.copied = there.untyped_storage()
@@ -208,13 +208,15 @@ class _Snapshot:
         memory = self._memory_of(tensor)
         extent = self._extents[memory.untyped_storage()._cdata]
         offset = memory.storage_offset() - extent.low // memory.element_size() if extent.bytes else 0
-        return torch.empty(0, dtype=memory.dtype).set_(extent.copied, offset, memory.shape, memory.stride())  # type: ignore[call-overload,no-any-return]
+        assert extent.copied is not None
+        return torch.empty(0, dtype=memory.dtype).set_(extent.copied, offset, memory.shape, memory.stride())
 
 
 def _copy_from_device(extent: _Extent, stream: Any) -> None:
     source = torch.empty(0, dtype=torch.uint8, device=extent.storage.device)
-    source.set_(extent.storage, extent.low, (extent.bytes,), (1,))  # type: ignore[call-overload]
-    target = torch.empty(0, dtype=torch.uint8).set_(extent.copied, 0, (extent.bytes,), (1,))  # type: ignore[call-overload]
+    source.set_(extent.storage, extent.low, (extent.bytes,), (1,))
+    assert extent.copied is not None
+    target = torch.empty(0, dtype=torch.uint8).set_(extent.copied, 0, (extent.bytes,), (1,))
     with torch.cuda.stream(stream):  # None: no other stream
         target.copy_(source, non_blocking=stream is not None)
 
@@ -260,7 +262,7 @@ class _Unpickler(pickle.Unpickler):
         at, size, dtype, offset, shape, strides = place
         if at not in self._storages:
             self._storages[at] = torch.frombuffer(self._buffer, dtype=torch.uint8, count=size, offset=at).untyped_storage()
-        return torch.empty(0, dtype=dtype).set_(self._storages[at], offset, shape, strides)  # type: ignore[call-overload,no-any-return]
+        return torch.empty(0, dtype=dtype).set_(self._storages[at], offset, shape, strides)
 
 
 def _receive(descriptor: Any, size: int, body: bytes) -> dict[str, Any]:
@@ -335,6 +337,6 @@ def _streams_of(devices: set[torch.device]) -> dict[torch.device, Any]:
     streams: dict[torch.device, Any] = {}
     for device in devices:
         if device.type == "cuda":
-            streams[device] = torch.cuda.Stream(device)
+            streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             streams[device].wait_stream(torch.cuda.current_stream(device))
     return streams
