@@ -3,6 +3,7 @@
 import concurrent.futures
 import errno
 import os
+import pathlib
 import threading
 import warnings
 
@@ -251,12 +252,18 @@ def test_stateful_objects_are_asked_for_their_state(root):
     assert torch.equal(model.weight, other.weight)
 
 
-def test_no_other_process_thread_or_group_is_made(root, quick):
-    async_save(state(), storage_writer=StorageWriter(root / "a", **quick), async_checkpointer_type=AsyncCheckpointerType.PROCESS).result(60)
-    with open(f"/proc/self/task/{threading.get_native_id()}/children") as file:
-        children = file.read().split()
-    names = [open(f"/proc/{child}/comm").read().strip() for child in children if os.path.exists(f"/proc/{child}/comm")]
-    assert set(names) <= {"tspool-writer"}, names
+def test_there_is_no_other_process_than_the_writer_and_no_process_group(root, quick):
+    def children():
+        found = set()
+        for task in pathlib.Path("/proc/self/task").iterdir():
+            found |= set((task / "children").read_text().split())
+        return found
+
+    before = children()
+    writer = StorageWriter(root / "a", item_bytes=1 << 20, **quick)  # options that no other test's spool has
+    async_save(state(), storage_writer=writer, async_checkpointer_type=AsyncCheckpointerType.PROCESS).result(60)
+    (made,) = children() - before
+    assert pathlib.Path(f"/proc/{made}/comm").read_text().strip() == "tspool-writer"
     assert not torch.distributed.is_initialized()
 
 
