@@ -123,7 +123,7 @@ class Save:
         global_offsets: tuple[int, ...] | None = None,
     ) -> None:
         """Declares one tensor; with both global arguments it is the shard of a larger one. Only after `Spool.begin`."""
-        leaf = leaf_of(tensor, name, may_stay=self._filler is not None)
+        leaf = leaf_of(tensor, name, self.may_stay)
         if leaf is None:
             raise TypeError(f"{name!r} is a {type(tensor).__name__} and no tensor: use add_object")
         self._add(name, tensor, leaf, global_shape, global_offsets)
@@ -135,10 +135,18 @@ class Save:
         leaf: Leaf,
         global_shape: tuple[int, ...] | None = None,
         global_offsets: tuple[int, ...] | None = None,
+        untied: bool = False,
     ) -> None:
-        self._handle.add(name, leaf.dtype, leaf.shape, leaf.strides, leaf.address, leaf.owner, global_shape, global_offsets)
+        self._handle.add(
+            name, leaf.dtype, leaf.shape, leaf.strides, leaf.address, leaf.owner, global_shape, global_offsets, untied
+        )
         if self._filler is not None:
             self._filler.take(name, tensor, leaf)
+
+    @property
+    def may_stay(self) -> bool:
+        """Whether tensors on a device are taken from there."""
+        return self._filler is not None
 
     def add_object(self, name: str, kind: str, data: bytes | bytearray | memoryview) -> None:
         """Declares bytes; `kind` says how to read them back: "bytes", "json", "text", "pickle"."""

@@ -27,13 +27,15 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import AsyncStager, BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load as _stock_load
-from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse, _stateful_to_state_dict
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 from torch.distributed.checkpoint.state_dict_saver import save as _stock_save
 from torch.distributed.checkpoint.storage import StorageReader as AnyReader
 from torch.distributed.checkpoint.storage import StorageWriter as AnyWriter
 from torch.distributed.checkpoint.utils import _DistWrapper
 
 from tspool._errors import Error, SaveError, SpoolError
+from tspool._tree import collector_paused
+from tspool.torch._quick import quick_of, stateful
 from tspool.torch._reader import StorageReader
 from tspool.torch._stager import Stager
 from tspool.torch._writer import StorageWriter
@@ -88,6 +90,7 @@ class _Begun(NamedTuple):
     writer: StorageWriter
     metadata: Metadata | None  # where this rank is the coordinator
     written: Any  # torch.futures.Future of this rank's results
+    is_quick: bool = False
 
 
 def _set_up(planner: SavePlanner, writer: AnyWriter, state: StateDict, ranks: _DistWrapper, use_collectives: bool) -> None:
@@ -124,18 +127,33 @@ def _plan(
 def _begin(state: StateDict, writer: StorageWriter, checkpoint_id: Id | None, options: _Options) -> _Begun:
     if checkpoint_id is not None:
         writer.reset(checkpoint_id)
+    state = stateful(state)
+    alone = options.no_dist or not _is_distributed()
+    quick = quick_of(state) if alone and options.planner is None and type(writer) is StorageWriter else None
+    if quick is not None:
+        with collector_paused():
+            metadata, written = writer.write_quick(quick)
+        return _Begun(_own(writer), metadata, written, True)
     planner = options.planner or DefaultSavePlanner()
-    ranks = _DistWrapper(options.process_group, not options.no_dist and _is_distributed(), 0)
-    plan, metadata = _plan(planner, writer, _stateful_to_state_dict(state), ranks, options.use_collectives)
+    ranks = _DistWrapper(options.process_group, not alone, 0)
+    with collector_paused():
+        plan, planned = _plan(planner, writer, state, ranks, options.use_collectives)
     written = writer.write_data(plan, planner)
+    return _Begun(_own(writer), planned, written)
+
+
+def _own(writer: StorageWriter) -> StorageWriter:
+    """A copy for one save, that the next one does not change."""
     own = copy.copy(writer)
     own.attempt = writer.attempt
-    return _Begun(own, metadata, written)
+    return own
 
 
 def _finish(begun: _Begun) -> Metadata:
     """On the helper thread: until this rank's part is durable, and the checkpoint published."""
     begun.written.wait()
+    if begun.is_quick and begun.metadata is not None:
+        return begun.metadata  # one rank: durable is published
     metadata = begun.writer.publish_when_whole(begun.metadata or Metadata({}))
     if begun.metadata is None:  # the coordinator's is on disk now
         return StorageReader(begun.writer.path).read_metadata()
@@ -155,8 +173,7 @@ class _Upload(Future[Metadata]):
 
     def cancel(self) -> bool:
         """Gives the save up: nothing of it is left. False when it has ended."""
-        save = self._attempt._save if self._attempt is not None else None
-        return save is not None and save.abort() and super().cancel()
+        return self._attempt is not None and self._attempt.abort() and super().cancel()
 
     def run(self, begun: _Begun) -> None:
         metadata, failure = None, None
@@ -324,6 +341,9 @@ def load(
 ) -> None:
     """As torch.distributed.checkpoint.load, of checkpoints in tspool's and in DCP's own format."""
     reader = storage_reader or _reader_of(checkpoint_id)
+    alone = no_dist or not _is_distributed()
+    if alone and planner is None and type(reader) is StorageReader and reader.load_quick(state_dict, checkpoint_id):
+        return
     _told(
         lambda: _stock_load(
             state_dict, checkpoint_id=checkpoint_id, storage_reader=reader, planner=planner, process_group=process_group,
@@ -365,7 +385,7 @@ def begin_async(
             return upload
         return AsyncSaveResponse(_staging_of(staging, upload), upload)  # type: ignore[arg-type]
     stager = stager or _stager_of(writer) or own_stager
-    staged = stager.stage(_stateful_to_state_dict(state_dict))
+    staged = stager.stage(stateful(state_dict))
     upload = executor.execute_save(staged, checkpoint_id=checkpoint_id, storage_writer=writer, **options._asdict())
     if isinstance(staged, Future):
         return AsyncSaveResponse(_completion_of(staged), upload)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,6 +32,7 @@ from tspool._tree import collector_paused, metadata_text
 from tspool.torch import _leftovers as leftovers
 from tspool.torch import _structure
 from tspool.torch._agree import Agreement, Meeting, poll
+from tspool.torch._quick import Quick
 from tspool.torch._spools import borrowed
 
 _TAKE_OVER_SECONDS = 5.0  # all parts are durable, and whoever was to publish them says nothing
@@ -93,6 +94,13 @@ class Attempt:
 
     def stage(self, plan: SavePlan, planner: SavePlanner, metadata: dict[str, object]) -> Written:
         """Hands the plan's data to the engine. Raises what the engine, or the planner, refuses."""
+        return self._stage(lambda save: self._declare(save, plan, planner), metadata)
+
+    def stage_quick(self, quick: Quick, metadata: dict[str, object]) -> Written:
+        """The same without a plan."""
+        return self._stage(lambda save: quick.declare(save, self.agreement.rank, not self.request.ties), metadata)
+
+    def _stage(self, declare: Callable[[Save], None], metadata: dict[str, object]) -> Written:
         agreement, request = self.agreement, self.request
         if self.meeting is not None and agreement.rank == 0:
             leftovers.note(self, request.root, request.name, agreement.save_id)
@@ -101,7 +109,7 @@ class Attempt:
                 save = spool.begin(request.name, save_id=agreement.save_id, deadline=request.deadline, **request.settings)
                 save._seen = True  # its failure is told here, and to nobody else
                 with collector_paused():
-                    self._declare(save, plan, planner)
+                    declare(save)
                 for key, value in metadata.items():
                     save.add_metadata(*metadata_text(key, value))
                 save.submit()
@@ -145,26 +153,30 @@ class Attempt:
             raise UnsupportedError(
                 f'"{name}" is planned as {list(planned.chunk.sizes)} and the planner gave {found}', stage="declare", tensor=name
             )
-        leaf = self._leaf(tensor, name)
+        leaf = self._leaf(save, tensor, name)
         whole, offsets, untied = None, None, not self.request.ties
         if item.type == WriteItemType.SHARD and (self.agreement.world_size > 1 or planned.size != planned.chunk.sizes):
             whole, offsets = tuple(planned.size), tuple(planned.chunk.offsets)
             if leaf.dtype == "F4":  # torch counts its bytes
                 whole, offsets = (*whole[:-1], 2 * whole[-1]), (*offsets[:-1], 2 * offsets[-1])
-        save._handle.add(name, leaf.dtype, leaf.shape, leaf.strides, leaf.address, leaf.owner, whole, offsets, untied)
+        save._add(name, tensor, leaf, whole, offsets, untied)
         return int(tensor.nbytes)
 
-    def _leaf(self, tensor: torch.Tensor, name: str) -> Leaf:
+    def _leaf(self, save: Save, tensor: torch.Tensor, name: str) -> Leaf:
         """For a hundred thousand tensors the storage objects that keep their memory are half of the time; what is copied before
         `stage` returns needs none."""
         dtype = _DTYPES.get(tensor.dtype)
         if dtype is None or type(tensor) not in _PLAIN or not tensor.is_cpu or not self._is_copied_now or _is_special(tensor):
-            leaf = leaf_of(tensor, name)
+            leaf = leaf_of(tensor, name, save.may_stay)
             assert leaf is not None
             return leaf
         return Leaf("torch", dtype, tensor.shape, tensor.stride(), tensor.data_ptr(), tensor)
 
     # Waiting --------------------------------------------------------------------------------------------------------------------
+
+    def abort(self) -> bool:
+        """Gives it up; False when it has ended."""
+        return self._save is not None and self._save.abort()
 
     def wait_staged(self, timeout: float | None = None) -> None:
         if self._save is not None:

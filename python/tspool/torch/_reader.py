@@ -30,6 +30,7 @@ from tspool._leaves import NAMES
 from tspool._spool import Io
 from tspool._tree import collector_paused
 from tspool.torch import _structure
+from tspool.torch._quick import quick_load
 
 _SCRATCH_BYTES = 512 << 20  # of temporaries before they are placed
 _DTYPES = {dtype: getattr(torch, name) for dtype, name in NAMES.items() if hasattr(torch, name)}
@@ -171,6 +172,15 @@ class StorageReader(_StorageReader):
         except BaseException:
             self.close()
             raise
+
+    def load_quick(self, state: dict[str, Any], checkpoint_id: str | os.PathLike[str] | None = None) -> bool:
+        """All of a load by one process, without a plan. False, and nothing has happened: it takes one."""
+        if checkpoint_id is not None:
+            self.reset(checkpoint_id)
+        if self.path is None:
+            return False
+        with Checkpoint(self.path, verify=self.verify, io=self.io) as checkpoint:
+            return quick_load(state, checkpoint)
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         self._storage = metadata.storage_data

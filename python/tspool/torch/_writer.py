@@ -13,6 +13,7 @@ import stat
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.storage import StorageWriter as _StorageWriter
 from torch.distributed.checkpoint.storage import WriteResult
@@ -25,6 +26,7 @@ from tspool._spool import Spool
 from tspool.torch import _leftovers as leftovers
 from tspool.torch._agree import Agreement, announce, count_of, fresh_id, hear
 from tspool.torch._attempt import Attempt, Request, Written
+from tspool.torch._quick import Quick
 
 _MANIFEST = "tspool.manifest.json"
 _SPOOL_OPTIONS = frozenset(inspect.signature(Spool).parameters) - {"root", "rank", "world_size", "deadline"}
@@ -34,6 +36,7 @@ class StorageWriter(_StorageWriter):
     """Saves in tspool's format. `path` is the checkpoint's directory; `checkpoint_id` of dcp.save takes its place.
 
     staging: "now" (write_data returns when all tensors were copied) or "background" (at once: wait_staged before they change).
+    guard: with "background", an optimizer or a list of them, whose next step waits for the copying by itself.
     overwrite: a checkpoint of that name is exchanged, atomically, and files of others in it are kept; else it is an error.
     metadata: texts and numbers of yours; "step" orders checkpoints for tspool.latest.
     ties: tensors that share their memory are stored once, which PyTorch's HuggingFaceStorageReader does not know: it misses the
@@ -55,6 +58,7 @@ class StorageWriter(_StorageWriter):
         ties: bool = False,
         deadline: float = 1800.0,
         check_torn: bool = False,
+        guard: object = None,
         world_size: int | None = None,
         process_group: dist.ProcessGroup | None = None,
         **spool_options: Any,
@@ -70,6 +74,7 @@ class StorageWriter(_StorageWriter):
         self.ties = ties
         self.deadline = deadline
         self.check_torn = check_torn
+        self.guard = guard
         self.spool_options = spool_options
         self.attempt: Attempt | None
         self._world_size = world_size
@@ -77,7 +82,7 @@ class StorageWriter(_StorageWriter):
         self._begin()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "attempt": None, "_process_group": None}
+        return {**self.__dict__, "attempt": None, "guard": None, "_process_group": None}
 
     def _begin(self) -> None:
         self.attempt = None
@@ -124,12 +129,28 @@ class StorageWriter(_StorageWriter):
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Written:
-        settings = {"staging": self.staging, "replace": self.overwrite, "check_torn": self.check_torn}
         agreement = self._agree()
-        is_shared = self._use_collectives or agreement.world_size == 1
-        request = Request(self._path(), settings, self.spool_options, self.deadline, is_shared, self.ties)
-        self.attempt = Attempt(request, agreement)
+        self.attempt = Attempt(self._request(self._use_collectives or agreement.world_size == 1), agreement)
         return self.attempt.stage(plan, planner, self.metadata)
+
+    def _request(self, is_shared: bool = True) -> Request:
+        settings = {
+            "staging": self.staging, "replace": self.overwrite, "check_torn": self.check_torn, "guard": self.guard,
+            "on_device": torch.cuda.is_available() and bool(torch.cuda.is_initialized()),  # type: ignore[no-untyped-call]
+        }  # fmt: skip
+        return Request(self._path(), settings, self.spool_options, self.deadline, is_shared, self.ties)
+
+    def write_quick(self, quick: Quick) -> tuple[Metadata, Written]:
+        """All of a save by one process as far as `finish`, without a plan."""
+        self._begin()
+        self._is_set_up = True
+        _check_place(self._path())
+        self._agreement = Agreement(self._save_id, 0, 1)
+        self.attempt = Attempt(self._request(), self._agreement)
+        written = self.attempt.stage_quick(quick, self.metadata)
+        metadata = quick.metadata(self._save_id.hex())
+        metadata.storage_meta = StorageMeta(checkpoint_id=self.path, save_id=self._save_id.hex())
+        return metadata, written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         attempt = self._last()

