@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Trains a model in the shape of GPT-2 on the CPU and checkpoints while it trains. What tspool asks of it is marked with [tspool].
+"""Trains a model in the shape of GPT-2 on the CPU and checkpoints while it trains. What tspool asks of it is marked with
+[tspool].
 
     python examples/train_torch.py --root /tmp/run &
     kill -9 $!                                              # at any moment
@@ -33,7 +34,8 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.shape
         query, key, value = (
-            part.view(batch, length, self.heads, -1).transpose(1, 2) for part in self.attention(self.norm_1(x)).split(width, dim=2)
+            part.view(batch, length, self.heads, -1).transpose(1, 2)
+            for part in self.attention(self.norm_1(x)).split(width, dim=2)
         )
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
@@ -72,8 +74,16 @@ def options_take() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="directory of the checkpoints")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
-    for name, value in (("steps", 200), ("save-every", 10), ("layers", 2), ("width", 64), ("heads", 4), ("context", 32), ("batch", 8),
-                        ("threads", 1)):  # fmt: skip
+    for name, value in (
+        ("steps", 200),
+        ("save-every", 10),
+        ("layers", 2),
+        ("width", 64),
+        ("heads", 4),
+        ("context", 32),
+        ("batch", 8),
+        ("threads", 1),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--dropout", type=float, default=0.1)
     return parser.parse_args()
@@ -105,7 +115,12 @@ def main() -> None:
             optimizer.step()
             print(f"step {step} loss {loss.item():.4f} {loss.item().hex()}", flush=True)
             if step % options.save_every == 0 or step == options.steps:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "random": torch.get_rng_state()}
+                state = {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step,
+                    "random": torch.get_rng_state(),
+                }
                 spool.save(  # [tspool] returns at once; the next optimizer.step() waits until everything was copied
                     f"step-{step:08}", state, metadata={"step": step}, staging="background", guard=optimizer, replace=True
                 )

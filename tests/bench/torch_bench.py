@@ -3,10 +3,10 @@
 
     python tests/bench/torch_bench.py [--dir DIR] [--rounds 5] [--only save|load|small] [--layers 12] [--json FILE]
 
-The state is GPT-2 124M with Adam: 444 tensors, 1.4 GiB, on the CPU. Every measure is a process of its own that saves once to warm up
-and once to be measured; the contestants of a round come in shuffled order. All is on disk inside the clock: what a contestant leaves
-unsynced is synced before it stops. Memory is touched right before each measure, because a virtual machine may have taken back what
-was free. A figure is the median over the rounds, a ratio one of medians.
+The state is GPT-2 124M with Adam: 444 tensors, 1.4 GiB, on the CPU. Every measure is a process of its own that saves once to
+warm up and once to be measured; the contestants of a round come in shuffled order. All is on disk inside the clock: what a
+contestant leaves unsynced is synced before it stops. Memory is touched right before each measure, because a virtual machine may
+have taken back what was free. A figure is the median over the rounds, a ratio one of medians.
 """
 
 import argparse
@@ -38,10 +38,20 @@ def gpt2(layers, width=768, vocabulary=50257, context=1024):
 
     shapes = {"wte": (vocabulary, width), "wpe": (context, width), "ln_f.weight": (width,), "ln_f.bias": (width,)}
     for layer in range(layers):
-        for name, shape in {"ln_1.weight": (width,), "ln_1.bias": (width,), "attn.weight": (3 * width, width), "attn.bias": (3 * width,),
-                            "proj.weight": (width, width), "proj.bias": (width,), "ln_2.weight": (width,), "ln_2.bias": (width,),
-                            "fc.weight": (4 * width, width), "fc.bias": (4 * width,), "out.weight": (width, 4 * width),
-                            "out.bias": (width,)}.items():  # fmt: skip
+        for name, shape in {
+            "ln_1.weight": (width,),
+            "ln_1.bias": (width,),
+            "attn.weight": (3 * width, width),
+            "attn.bias": (3 * width,),
+            "proj.weight": (width, width),
+            "proj.bias": (width,),
+            "ln_2.weight": (width,),
+            "ln_2.bias": (width,),
+            "fc.weight": (4 * width, width),
+            "fc.bias": (4 * width,),
+            "out.weight": (width, 4 * width),
+            "out.bias": (width,),
+        }.items():
             shapes[f"h.{layer}.{name}"] = shape
     model = {name: torch.empty(shape).uniform_() for name, shape in shapes.items()}
     moments = {name: {"exp_avg": torch.rand_like(value), "exp_avg_sq": torch.rand_like(value), "step": torch.tensor(1.0)}
@@ -162,7 +172,9 @@ def shared_stager():
     """The best that DCP has: memory that is shared with the checkpoint process and kept between saves."""
     from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-    return DefaultStager(StagingOptions(use_pinned_memory=False, use_shared_memory=True, use_async_staging=False, use_non_blocking_copy=False))
+    return DefaultStager(
+        StagingOptions(use_pinned_memory=False, use_shared_memory=True, use_async_staging=False, use_non_blocking_copy=False)
+    )
 
 
 class Dcp:
@@ -359,7 +371,12 @@ def load_safetensors(path, options):
     return {"all": {name: tensor for file in files for name, tensor in load_file(file).items()}}, began
 
 
-LOADERS = {"dcp.load": load_dcp, "safetensors load_file": load_safetensors, "ours load": load_ours, "ours tspool.load": load_tspool}
+LOADERS = {
+    "dcp.load": load_dcp,
+    "safetensors load_file": load_safetensors,
+    "ours load": load_ours,
+    "ours tspool.load": load_tspool,
+}
 
 
 def load_worker(options):
@@ -379,7 +396,17 @@ class Bench:
 
     def run(self, worker, *more):
         folder = tempfile.mkdtemp(dir=self.options.dir)
-        command = [sys.executable, __file__, "--worker", worker, "--dir", folder, "--layers", str(self.options.layers), *map(str, more)]
+        command = [
+            sys.executable,
+            __file__,
+            "--worker",
+            worker,
+            "--dir",
+            folder,
+            "--layers",
+            str(self.options.layers),
+            *map(str, more),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"bench: {worker} failed: {done.stderr[-3000:]}")
@@ -404,13 +431,24 @@ class Bench:
 
     def ratio(self, what, group, ours, name, theirs, bar=None):
         best = min(self.of(group, peer, name) for peer in theirs)
-        self.line(f"{what} ({self.of(group, ours, name):.3f} / {best:.3f})", self.of(group, ours, name) / best if best else float("inf"), bar)
+        self.line(
+            f"{what} ({self.of(group, ours, name):.3f} / {best:.3f})",
+            self.of(group, ours, name) / best if best else float("inf"),
+            bar,
+        )
 
 
 def bench_save(bench):
     stock, ours = ["dcp thread", "dcp process"], ["ours now", "ours background", "ours stock bytes"]
     bench.rounds("save", stock + ours, "--steps")
-    for name, unit in (("stall", "s"), ("durable", "s"), ("cpu", "s"), ("memory", "bytes"), ("cache", "of file"), ("lost", "steps")):
+    for name, unit in (
+        ("stall", "s"),
+        ("durable", "s"),
+        ("cpu", "s"),
+        ("memory", "bytes"),
+        ("cache", "of file"),
+        ("lost", "steps"),
+    ):
         for worker in stock + ours:
             bench.line(f"{worker}: {name}", bench.of("save", worker, name), unit=unit)
     bench.ratio("stall, now", "save", "ours now", "stall", stock, 1.0)
@@ -427,7 +465,17 @@ def bench_save(bench):
 def saved(bench, worker, *more):
     """A checkpoint to load from."""
     folder = tempfile.mkdtemp(dir=bench.options.dir)
-    command = [sys.executable, __file__, "--worker", worker, "--dir", folder, "--layers", str(bench.options.layers), *map(str, more)]
+    command = [
+        sys.executable,
+        __file__,
+        "--worker",
+        worker,
+        "--dir",
+        folder,
+        "--layers",
+        str(bench.options.layers),
+        *map(str, more),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     shutil.rmtree(f"{folder}/warm")
     return f"{folder}/measured"

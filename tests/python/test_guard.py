@@ -1,4 +1,5 @@
-"""Background staging under a guard: the optimizer's step waits until the tensors were copied; what changed all the same is refused."""
+"""Background staging under a guard: the optimizer's step waits until the tensors were copied; what changed all the same is
+refused."""
 
 import errno
 import threading
@@ -128,8 +129,13 @@ def test_tensors_of_a_device_take_the_same_way(spool, root, monkeypatch):
             return leaf._replace(is_host=False) if may_stay and leaf is not None and leaves.is_contiguous(leaf) else leaf
 
         monkeypatch.setattr(tree, "leaf_of", away)
-    state = {"a": torch.randn(CHUNK // 3, device=device), "b": torch.arange(7, device=device), "c": torch.tensor(True, device=device),
-             "d": torch.randn(10, 10, device=device).t(), "half": torch.randn(99, device=device).bfloat16()}  # fmt: skip
+    state = {
+        "a": torch.randn(CHUNK // 3, device=device),
+        "b": torch.arange(7, device=device),
+        "c": torch.tensor(True, device=device),
+        "d": torch.randn(10, 10, device=device).t(),
+        "half": torch.randn(99, device=device).bfloat16(),
+    }
     spool.save("now", state).wait_staged(0)
     background = spool.save("background", state, staging="background")
     background.wait_staged(60)

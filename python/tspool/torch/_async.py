@@ -1,8 +1,9 @@
 """Saves beside the training, by DCP's calls: save, async_save, load, and the executor beneath.
 
-One helper thread per executor, and no second Python process: tspool-writer is that. With our StorageWriter the caller's thread plans
-(its collectives are the trainer's own, in the trainer's order) and stages straight from the tensors into the arena; the helper waits and
-publishes, without collectives. Other writers are served as DCP's thread executor does: all of the save on the helper.
+One helper thread per executor, and no second Python process: tspool-writer is that. With our StorageWriter the caller's thread
+plans (its collectives are the trainer's own, in the trainer's order) and stages straight from the tensors into the arena; the
+helper waits and publishes, without collectives. Other writers are served as DCP's thread executor does: all of the save on the
+helper.
 
 An executor's saves end in the order in which they were asked for. A failure ends its own future and nothing else.
 """
@@ -195,8 +196,8 @@ class _Upload(Future[Metadata]):
 class AsyncExecutor(_AsyncCheckpointExecutor):
     """Saves one after the other; each `execute_save` gives a future of DCP's Metadata. Several may be in flight.
 
-    A failure is raised from the future: a tspool.Error with its record, or what a planner raised. Cancelling the future gives up the
-    save; with other writers only one that has not begun.
+    A failure is raised from the future: a tspool.Error with its record, or what a planner raised. Cancelling the future gives
+    up the save; with other writers only one that has not begun.
     """
 
     def __init__(self) -> None:
@@ -242,7 +243,9 @@ class AsyncExecutor(_AsyncCheckpointExecutor):
         self._line.shutdown(wait=True)
 
 
-def _save_whole(state: StateDict | Future[StateDict], checkpoint_id: Id | None, writer: AnyWriter | None, options: _Options) -> Metadata:
+def _save_whole(
+    state: StateDict | Future[StateDict], checkpoint_id: Id | None, writer: AnyWriter | None, options: _Options
+) -> Metadata:
     staged = state.result() if isinstance(state, Future) else state
     save: Callable[..., Metadata] = _stock_save
     return _told(lambda: save(staged, checkpoint_id=checkpoint_id, storage_writer=writer, **options._asdict()))
@@ -366,9 +369,9 @@ def async_save(
 ) -> Future[Metadata] | AsyncSaveResponse:
     """As torch.distributed.checkpoint.async_save; without a `storage_writer` in tspool's format.
 
-    The tensors may change when it returns, or, where it returns an AsyncSaveResponse, when staging_completion is done: with a stager
-    that stages in the background, and with StorageWriter(staging="background"). `async_checkpointer_type` is taken and makes no
-    difference: tspool-writer is the other process.
+    The tensors may change when it returns, or, where it returns an AsyncSaveResponse, when staging_completion is done: with a
+    stager that stages in the background, and with StorageWriter(staging="background"). `async_checkpointer_type` is taken and
+    makes no difference: tspool-writer is the other process.
     """
     writer = _writer_of(storage_writer, checkpoint_id)
     options = _Options(planner, process_group, no_dist, use_collectives)

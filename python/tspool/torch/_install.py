@@ -1,5 +1,5 @@
-"""install: programs that name DCP's classes, or call dcp.async_save, get ours. They keep DCP's bytes on disk, so whatever reads their
-checkpoints now goes on doing so.
+"""install: programs that name DCP's classes, or call dcp.async_save, get ours. They keep DCP's bytes on disk, so whatever reads
+their checkpoints now goes on doing so.
 
 The names are rebound in the modules that look them up when they are used. What a program imported by `from` before stays as it
 was: install first.

@@ -1,7 +1,7 @@
 """Shared memory for staged tensors: one memfd for all of them, kept warm between saves, pinned where there is CUDA.
 
-A generation is one such memfd. Each stage takes a lease on one that nobody reads any more: the lease is the buffer beneath the staged
-tensors, and lives as long as any of them. So an upload that is still under way is never overwritten: the next stage gets
+A generation is one such memfd. Each stage takes a lease on one that nobody reads any more: the lease is the buffer beneath the
+staged tensors, and lives as long as any of them. So an upload that is still under way is never overwritten: the next stage gets
 another generation.
 """
 
@@ -21,9 +21,15 @@ _PAGE = mmap.PAGESIZE
 
 
 def pin_arena(base: int, bytes: int, added: bool) -> int:
-    """Registers host memory with CUDA, so that copies into it run beside everything else. For `tspool.Spool(on_arena=pin_arena)`."""
+    """Registers host memory with CUDA, so that copies into it run beside everything else. For
+    `tspool.Spool(on_arena=pin_arena)`."""
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     return int(runtime.cudaHostRegister(base, bytes, 1) if added else runtime.cudaHostUnregister(base))  # 1: for every context
+
+
+def has_cuda() -> bool:
+    """Whether this process uses CUDA: asking must not begin to."""
+    return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 class Generation:
@@ -97,7 +103,7 @@ class Pool:
                     self._generations.remove(generation)
                     generation.close()
             if chosen is None:
-                chosen = Generation(max(size, 1), torch.cuda.is_available() and bool(torch.cuda.is_initialized()))  # type: ignore[no-untyped-call]
+                chosen = Generation(max(size, 1), has_cuda())
                 self._generations.append(chosen)
             return chosen, chosen.lease()
 

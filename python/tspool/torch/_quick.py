@@ -1,8 +1,8 @@
 """The short way for one process and plain tensors, which most saves and loads are: without DCP's planner, whose objects take some
 hundred microseconds for each tensor. Names, metadata and what stands in the files are the same.
 
-What is out of the ordinary (DTensors and other wrappers, a tensor in several chunks, a name that is missing) is not for here: both
-calls then say None or False before anything has happened, and DCP's own way is taken.
+What is out of the ordinary (DTensors and other wrappers, a tensor in several chunks, a name that is missing) is not for here:
+both calls then say None or False before anything has happened, and DCP's own way is taken.
 """
 
 from __future__ import annotations

@@ -321,11 +321,7 @@ class _Reading:
 def _takes_bytes(target: torch.Tensor, chunk: Chunk) -> bool:
     """Whether the file's bytes may be read straight into it."""
     return (
-        target.is_cpu
-        and target.dtype == chunk.dtype
-        and target.is_contiguous()
-        and not target.is_conj()
-        and not target.is_neg()
+        target.is_cpu and target.dtype == chunk.dtype and target.is_contiguous() and not target.is_conj() and not target.is_neg()
     )
 
 

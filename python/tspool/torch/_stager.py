@@ -1,8 +1,8 @@
 """Stager: a state dict copied into shared memory that is kept from save to save.
 
-Storages are copied, each once and only as far as tensors reach into it: views and tied tensors share memory afterwards as they did
-before, and a small view does not drag all of its storage along. Wrappers (DTensor) are taken apart and put together around the copies;
-what is no tensor is deep-copied.
+Storages are copied, each once and only as far as tensors reach into it: views and tied tensors share memory afterwards as they
+did before, and a small view does not drag all of its storage along. Wrappers (DTensor) are taken apart and put together around
+the copies; what is no tensor is deep-copied.
 
 What comes back is a dict that a checkpoint process of DCP's may be sent: its memory goes as one descriptor, not one per tensor.
 """
@@ -282,9 +282,9 @@ def _receive(descriptor: Any, size: int, body: bytes) -> dict[str, Any]:
 class Stager(AsyncStager):
     """For `async_stager=` of `dcp.async_save`, ours or PyTorch's, thread or process; one for all saves of a trainer.
 
-    With `use_async_staging`, `stage` returns a future and copies on a thread of its own: no tensor may change before that future is
-    done. `guard`, an optimizer or a list of them, makes their next step wait for it; a tensor that changed all the same fails the
-    staging by its name.
+    With `use_async_staging`, `stage` returns a future and copies on a thread of its own: no tensor may change before that
+    future is done. `guard`, an optimizer or a list of them, makes their next step wait for it; a tensor that changed all the
+    same fails the staging by its name.
     """
 
     _synchronize_after_execute = False

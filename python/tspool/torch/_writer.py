@@ -13,7 +13,6 @@ import stat
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.storage import StorageWriter as _StorageWriter
 from torch.distributed.checkpoint.storage import WriteResult
@@ -26,6 +25,7 @@ from tspool._spool import Spool
 from tspool.torch import _leftovers as leftovers
 from tspool.torch._agree import Agreement, announce, count_of, fresh_id, hear
 from tspool.torch._attempt import Attempt, Request, Written
+from tspool.torch._memory import has_cuda
 from tspool.torch._quick import Quick
 
 _MANIFEST = "tspool.manifest.json"
@@ -136,7 +136,7 @@ class StorageWriter(_StorageWriter):
     def _request(self, is_shared: bool = True) -> Request:
         settings = {
             "staging": self.staging, "replace": self.overwrite, "check_torn": self.check_torn, "guard": self.guard,
-            "on_device": torch.cuda.is_available() and bool(torch.cuda.is_initialized()),  # type: ignore[no-untyped-call]
+            "on_device": has_cuda(),
         }  # fmt: skip
         return Request(self._path(), settings, self.spool_options, self.deadline, is_shared, self.ties)
 

@@ -14,11 +14,20 @@ import tspool.torch
 from tspool.torch import install, uninstall
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-NAMES = [(dcp, "FileSystemWriter"), (dcp, "FileSystemReader"), (dcp, "HuggingFaceStorageWriter"), (dcp, "HuggingFaceStorageReader"),
-         (dcp, "async_save"), (_storage_utils, "FileSystemWriter"), (_storage_utils, "FileSystemReader"),
-         (format_utils, "FileSystemWriter"), (format_utils, "FileSystemReader"), (state_dict_saver, "async_save"),
-         (state_dict_saver, "_ThreadBasedAsyncCheckpointExecutor"),
-         (state_dict_saver, "_ProcessBasedAsyncCheckpointExecutor")]  # fmt: skip
+NAMES = [
+    (dcp, "FileSystemWriter"),
+    (dcp, "FileSystemReader"),
+    (dcp, "HuggingFaceStorageWriter"),
+    (dcp, "HuggingFaceStorageReader"),
+    (dcp, "async_save"),
+    (_storage_utils, "FileSystemWriter"),
+    (_storage_utils, "FileSystemReader"),
+    (format_utils, "FileSystemWriter"),
+    (format_utils, "FileSystemReader"),
+    (state_dict_saver, "async_save"),
+    (state_dict_saver, "_ThreadBasedAsyncCheckpointExecutor"),
+    (state_dict_saver, "_ProcessBasedAsyncCheckpointExecutor"),
+]
 
 
 @pytest.fixture
@@ -95,14 +104,18 @@ def test_plain_dcp(installed, root, written):
 
 @pytest.mark.parametrize("how", [AsyncCheckpointerType.THREAD, AsyncCheckpointerType.PROCESS])
 def test_torchtitan(installed, root, written, how):
-    """components/checkpointer/dcp.py: async_save without a writer, in pinned mode PROCESS with a stager and both futures waited for;
-    a step counts when its folder holds `.metadata`."""
+    """components/checkpointer/dcp.py: async_save without a writer, in pinned mode PROCESS with a stager and both futures waited
+    for; a step counts when its folder holds `.metadata`."""
     stager = tspool.torch.Stager(use_async_staging=True) if how is AsyncCheckpointerType.PROCESS else None
     weight = torch.ones(1000)
     for step in (1, 2):
         options = {"async_checkpointer_type": how, "async_stager": stager} if stager else {}
         result = dcp.async_save(
-            {"w": weight, "step": step}, storage_writer=None, checkpoint_id=str(root / f"step-{step}"), process_group=None, **options
+            {"w": weight, "step": step},
+            storage_writer=None,
+            checkpoint_id=str(root / f"step-{step}"),
+            process_group=None,
+            **options,
         )
         if stager:
             assert isinstance(result, AsyncSaveResponse)
@@ -137,7 +150,10 @@ def test_accelerate_and_the_hugging_face_trainer(installed, root, written):
     import torch.distributed.checkpoint as dist_cp
     from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
-    for part, state in (("model", {"weight": torch.ones(9)}), ("optimizer", {"state": {"weight": {"exp_avg": torch.ones(9)}}, "lr": 0.5})):
+    for part, state in (
+        ("model", {"weight": torch.ones(9)}),
+        ("optimizer", {"state": {"weight": {"exp_avg": torch.ones(9)}}, "lr": 0.5}),
+    ):
         folder = str(root / f"pytorch_{part}_fsdp_0")
         os.makedirs(folder)
         dist_cp.save(state_dict={part: state}, storage_writer=dist_cp.FileSystemWriter(folder), planner=DefaultSavePlanner())

@@ -34,7 +34,9 @@ def is_whole(path, value=1.0, megabytes=16):
 
 @pytest.mark.parametrize("how", ["pass", "sys.exit(3)", "raise ValueError('training failed')"])
 def test_the_interpreters_exit_waits_for_the_save_in_flight(script, root, how):
-    trainer = script(BEGIN + f"future = async_save(state(), storage_writer=writer('kept')); assert not future.done(); {how}", root)
+    trainer = script(
+        BEGIN + f"future = async_save(state(), storage_writer=writer('kept')); assert not future.done(); {how}", root
+    )
     trainer.end({"pass": 0, "sys.exit(3)": 3}.get(how, 1))
     assert is_whole(root / "kept")
 
@@ -63,7 +65,9 @@ def test_an_exception_in_the_training_loop_costs_the_save_nothing(root):
 
 
 def test_a_trainer_that_is_killed_after_staged_leaves_the_save_to_the_writer(script, root, appears):
-    trainer = script(BEGIN + "async_save(state(24), storage_writer=writer('kept')); print('staged', flush=True); time.sleep(600)", root)
+    trainer = script(
+        BEGIN + "async_save(state(24), storage_writer=writer('kept')); print('staged', flush=True); time.sleep(600)", root
+    )
     assert trainer.line() == "staged"
     trainer.process.kill()
     trainer.process.wait()
@@ -109,7 +113,7 @@ def test_ctrl_c_while_waiting_for_the_future_ends_the_wait_and_not_the_save(scri
     trainer = script(
         BEGIN
         + """
-future = async_save(state(), storage_writer=writer('kept'))
+future = async_save(state(32), storage_writer=writer('kept', 12 << 20))
 print('ready', flush=True)
 try:
     future.result()
@@ -122,4 +126,4 @@ except KeyboardInterrupt:
     trainer.process.send_signal(signal.SIGINT)
     assert trainer.line() == "interrupted False"
     trainer.end()
-    assert is_whole(root / "kept")
+    assert is_whole(root / "kept", megabytes=32)

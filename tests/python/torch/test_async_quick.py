@@ -1,5 +1,5 @@
-"""The short way of one process, without DCP's planner: what it leaves is what DCP's own way leaves, and what it cannot do is left to
-that."""
+"""The short way of one process, without DCP's planner: what it leaves is what DCP's own way leaves, and what it cannot do is
+left to that."""
 
 import errno
 from collections import OrderedDict
@@ -28,10 +28,22 @@ def various():
     weight = torch.randn(20, 30)
     return {
         "model": OrderedDict([("w", weight), ("tied", weight), ("t", weight.t()), ("p", torch.nn.Parameter(torch.ones(3)))]),
-        "optimizer": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.rand(4)}}, "param_groups": [{"lr": 0.5, "params": [0, 1]}]},
-        "lists": {"of tensors": [torch.ones(1), torch.zeros(2), 5], "of values": [1, [2, 3]], "empty": [], "tuple": (torch.ones(2), 1)},
-        "nothing": {}, "empty": torch.empty(0, 3), "half": torch.ones(5).bfloat16(), "none": None, "step": 7,
-    }  # fmt: skip
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.rand(4)}},
+            "param_groups": [{"lr": 0.5, "params": [0, 1]}],
+        },
+        "lists": {
+            "of tensors": [torch.ones(1), torch.zeros(2), 5],
+            "of values": [1, [2, 3]],
+            "empty": [],
+            "tuple": (torch.ones(2), 1),
+        },
+        "nothing": {},
+        "empty": torch.empty(0, 3),
+        "half": torch.ones(5).bfloat16(),
+        "none": None,
+        "step": 7,
+    }
 
 
 def emptied(value):
@@ -102,7 +114,10 @@ def test_targets_of_other_dtypes_and_layouts_are_copied_to(root, without_planner
 
 def test_what_is_missing_or_misfits_is_told_as_dcp_tells_it_and_nothing_was_changed(root):
     save({"a": torch.ones(3), "b": torch.ones(3)}, checkpoint_id=root / "a")
-    for wrong, words in (({"x": torch.zeros(3)}, "Missing key in checkpoint state_dict: x"), ({"b": torch.zeros(4)}, "Size mismatch")):
+    for wrong, words in (
+        ({"x": torch.zeros(3)}, "Missing key in checkpoint state_dict: x"),
+        ({"b": torch.zeros(4)}, "Size mismatch"),
+    ):
         into = {"a": torch.zeros(3), **wrong}
         with pytest.raises(dcp.CheckpointException, match=words):
             load(into, checkpoint_id=root / "a")

@@ -99,7 +99,9 @@ def test_what_cannot_be_stored_is_named(root, quick):
     assert future.exception(60).tensor == "a" and isinstance(future.exception(), tspool.UnsupportedError)
 
 
-@pytest.mark.parametrize("error", [ValueError("a plan"), dcp.CheckpointException("plan", {})], ids=["an error", "a BaseException"])
+@pytest.mark.parametrize(
+    "error", [ValueError("a plan"), dcp.CheckpointException("plan", {})], ids=["an error", "a BaseException"]
+)
 def test_a_planner_that_raises_ends_its_future(root, quick, error):
     executor = AsyncExecutor()
     future = executor.execute_save(state(), storage_writer=StorageWriter(root / "p", **quick), planner=Refusing(error))
@@ -150,7 +152,9 @@ def test_a_save_that_waits_for_a_staging_future_begins_when_that_is_done(root, q
     assert loaded(root / "f")["step"] == 7
 
 
-@pytest.mark.parametrize("error", [OSError(5, "staging broke"), KeyboardInterrupt(), concurrent.futures.CancelledError()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [OSError(5, "staging broke"), KeyboardInterrupt(), concurrent.futures.CancelledError()], ids=repr
+)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_staging_future_that_failed_fails_both_futures(root, quick, error, when):
     class Failing(Stager):
@@ -181,9 +185,17 @@ def test_a_cached_plan_is_used_by_the_next_save_with_that_planner(root, quick):
     executor = AsyncExecutor()
     try:
         for number in range(3):
-            executor.execute_save(state(number), storage_writer=Watching(root / f"s{number}", **quick), planner=planner).result(60)
+            executor.execute_save(state(number), storage_writer=Watching(root / f"s{number}", **quick), planner=planner).result(
+                60
+            )
     finally:
-        for cache in ("_cached_save_plan", "_cached_all_plans", "_cached_global_plan", "_cached_metadata", "_cached_final_save_plan"):
+        for cache in (
+            "_cached_save_plan",
+            "_cached_all_plans",
+            "_cached_global_plan",
+            "_cached_metadata",
+            "_cached_final_save_plan",
+        ):
             getattr(dcp.SavePlanner, cache).clear()
     assert travelled == [True, False, False]
     assert [loaded(root / f"s{number}")["model"]["w"][0] for number in range(3)] == [0, 1, 2]

@@ -9,7 +9,6 @@ import sys
 import textwrap
 
 import pytest
-import tspool
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import AsyncStager
@@ -40,16 +39,28 @@ def test_every_dtype_and_layout_is_copied(stager):
 
     state = {name: torch.arange(24, dtype=torch.uint8).view(getattr(torch, name)) for name in TORCH
              if name != "bool" and hasattr(torch, name)}  # fmt: skip
-    state |= {"bool": torch.tensor([True, False]), "complex128": torch.ones(2, dtype=torch.complex128), "t": torch.randn(5, 4).t(),
-              "strided": torch.randn(9, 9)[::2, 1::3], "expanded": torch.ones(1).expand(4, 4), "0-d": torch.tensor(5),
-              "empty": torch.empty(3, 0), "conj": torch.randn(3, dtype=torch.complex64).conj()}  # fmt: skip
+    state |= {
+        "bool": torch.tensor([True, False]),
+        "complex128": torch.ones(2, dtype=torch.complex128),
+        "t": torch.randn(5, 4).t(),
+        "strided": torch.randn(9, 9)[::2, 1::3],
+        "expanded": torch.ones(1).expand(4, 4),
+        "0-d": torch.tensor(5),
+        "empty": torch.empty(3, 0),
+        "conj": torch.randn(3, dtype=torch.complex64).conj(),
+    }
     wanted = {name: tensor.clone() for name, tensor in state.items()}
     staged = stager.stage(state)
     for tensor in state.values():
         tensor.untyped_storage().fill_(0)
     for name, tensor in staged.items():
         assert tensor.dtype == wanted[name].dtype and tensor.shape == wanted[name].shape
-        assert tensor.contiguous().view(-1).view(torch.uint8).equal(wanted[name].resolve_conj().contiguous().view(-1).view(torch.uint8)), name
+        assert (
+            tensor.contiguous()
+            .view(-1)
+            .view(torch.uint8)
+            .equal(wanted[name].resolve_conj().contiguous().view(-1).view(torch.uint8))
+        ), name
 
 
 def test_views_and_tied_tensors_go_on_sharing(stager):
@@ -71,8 +82,14 @@ def test_objects_are_copied_and_containers_keep_their_kinds(stager):
     from collections import OrderedDict, defaultdict, namedtuple
 
     Pair = namedtuple("Pair", "first second")
-    state = {"list": [1, [2]], "tuple": (torch.ones(1), "a"), "ordered": OrderedDict(b=1, a=2), "default": defaultdict(list, a=[1]),
-             "pair": Pair(torch.ones(2), {3}), "none": None}  # fmt: skip
+    state = {
+        "list": [1, [2]],
+        "tuple": (torch.ones(1), "a"),
+        "ordered": OrderedDict(b=1, a=2),
+        "default": defaultdict(list, a=[1]),
+        "pair": Pair(torch.ones(2), {3}),
+        "none": None,
+    }
     staged = stager.stage(state)
     state["list"][1].append(9)
     state["default"]["a"].append(9)
@@ -215,11 +232,19 @@ def test_dcps_process_type_gets_the_memory_as_one_descriptor(root, tmp_path):
     """DTensors, also 0-d ones, which DCP's blocking stager does not copy; and more tensors than descriptors are to be had."""
     script = tmp_path / "process.py"
     script.write_text(textwrap.dedent(PROCESS))
-    done = subprocess.run(["bash", "-c", f"ulimit -n 400; exec {sys.executable} {script} {root}"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -n 400; exec {sys.executable} {script} {root}"], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["1", "True"]
     for number in range(2):
-        into = {"base": torch.zeros(6), "view": torch.zeros(4), "scalar": torch.zeros(()), "sharded": torch.zeros(8), "t2999": torch.zeros(2)}
+        into = {
+            "base": torch.zeros(6),
+            "view": torch.zeros(4),
+            "scalar": torch.zeros(()),
+            "sharded": torch.zeros(8),
+            "t2999": torch.zeros(2),
+        }
         dcp.load(into, checkpoint_id=root / f"s{number}")
         assert into["scalar"] == 4 + number and into["sharded"][0] == number and into["view"][0] == 2 + number
         assert into["t2999"].eq(2999).all()
@@ -234,6 +259,8 @@ def test_0d_dtensors_are_copied(root, tmp_path):
         step = distribute_tensor(torch.tensor(4.0), dist.init_device_mesh("cpu", (1,)), [Replicate()])
         staged = Stager().stage({"step": step})
         step.to_local().add_(1)
-        assert type(staged["step"]) is type(step) and staged["step"].to_local() == 4 and staged["step"].placements == step.placements
+        assert (
+            type(staged["step"]) is type(step) and staged["step"].to_local() == 4 and staged["step"].placements == step.placements
+        )
     finally:
         dist.destroy_process_group()
