@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import tspool
+import tspool.torch
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata
@@ -51,6 +52,15 @@ def trained(seed, steps=2):
 def state_of(made, optimizer):
     of_model, of_optimizer = get_state_dict(made, optimizer)
     return {"model": of_model, "optim": of_optimizer, "step": 2}
+
+
+class Refusing(DefaultSavePlanner):
+    """Rank 2 cannot give its data."""
+
+    def resolve_data(self, item):
+        if dist.get_rank() == 2:
+            raise RuntimeError("the data are gone")
+        return super().resolve_data(item)
 
 
 def full(value):
@@ -192,6 +202,36 @@ def check_the_parts_are_published_without_collectives_in_the_background(folder):
     assert torch.equal(found["w"].full_tensor(), torch.arange(9.0)) and found["note"] == "x"
 
 
+def check_saves_in_flight_beside_each_other(folder):
+    to, line = writer(), init_device_mesh("cpu", (4,))
+    state = {"w": distribute_tensor(torch.zeros(9), line, [Shard(0)]), "step": 0}
+    uploads = []
+    for step in range(4):
+        with torch.no_grad():
+            state["w"].fill_(step)
+        state["step"] = step
+        uploads.append(tspool.torch.async_save(state, checkpoint_id=folder / f"flight-{step}", storage_writer=to))
+    with torch.no_grad():
+        state["w"].fill_(77)
+    assert len({upload.result(60).storage_meta.save_id for upload in uploads}) == 4
+    for step in range(4):
+        dcp.load(state, storage_reader=StorageReader(folder / f"flight-{step}"))
+        assert torch.equal(state["w"].full_tensor(), torch.full((9,), float(step))) and state["step"] == step
+
+
+def check_a_failure_in_the_background_is_raised_on_all_ranks_and_not_by_the_next_save(folder):
+    to, line = writer(), init_device_mesh("cpu", (4,))
+    state = {"w": distribute_tensor(torch.arange(8.0), line, [Shard(0)])}
+    started = time.monotonic()
+    upload = tspool.torch.async_save(state, checkpoint_id=folder / "lost", storage_writer=to, planner=Refusing())
+    with pytest.raises((tspool.SaveError, RuntimeError), match="the data are gone"):
+        upload.result(60)
+    dist.barrier()
+    assert time.monotonic() - started < 15 and not (folder / "lost").exists()
+    tspool.torch.async_save(state, checkpoint_id=folder / "found", storage_writer=to).result(60)
+    assert tspool.verify(folder / "found").damaged == 0
+
+
 def check_async_save_of_dcp(folder):
     group = dist.new_group(backend="gloo")
     state = {"w": distribute_tensor(torch.arange(9.0), init_device_mesh("cpu", (4,)), [Shard(0)])}
@@ -241,15 +281,6 @@ def check_two_dimensions_of_parallelism(folder):
     state = state_of(*made(2))
     dcp.load(state, storage_reader=StorageReader(whole))
     assert_equal(state, saved)
-
-
-class Refusing(DefaultSavePlanner):
-    """Rank 2 cannot give its data."""
-
-    def resolve_data(self, item):
-        if dist.get_rank() == 2:
-            raise RuntimeError("the data are gone")
-        return super().resolve_data(item)
 
 
 def check_a_rank_that_fails_fails_all_and_the_last_checkpoint_stands(folder):
