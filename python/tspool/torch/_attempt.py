@@ -28,7 +28,7 @@ from tspool._errors import Error, SaveError, UnsupportedError, WaitTimeout
 from tspool._leaves import TORCH, Leaf, leaf_of
 from tspool._save import Save
 from tspool._spool import publish
-from tspool._tree import collector_paused, metadata_text
+from tspool._tree import collector_paused, is_text, metadata_text
 from tspool.torch import _leftovers as leftovers
 from tspool.torch import _structure
 from tspool.torch._agree import Agreement, Meeting, poll
@@ -125,6 +125,10 @@ class Attempt:
     def _declare(self, save: Save, plan: SavePlan, planner: SavePlanner) -> None:
         objects: dict[str, str] = {}
         for item in plan.items:
+            if not is_text(item.index.fqn):
+                raise UnsupportedError(
+                    f"{item.index.fqn!r} is no name: no NUL and no surrogates; encode it", stage="declare", tensor=item.index.fqn
+                )
             data = planner.resolve_data(item)
             if item.type == WriteItemType.BYTE_IO:
                 size = self._declare_object(save, item, data, objects)

@@ -438,6 +438,14 @@ def test_what_cannot_be_stored_is_named_and_the_next_save_goes_through(to, at):
     assert [name for name in os.listdir(os.path.dirname(at().path)) if name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("value", [torch.ones(1), 5])
+@pytest.mark.parametrize("name", ["a\0b", "a\udc80"])
+def test_names_that_no_file_can_hold_are_refused(to, name, value):
+    with pytest.raises(CheckpointException, match="is no name") as told:
+        dcp.save({name: value}, storage_writer=to())
+    assert isinstance(told.value.failures[0][0], tspool.UnsupportedError)
+
+
 class Casting(DefaultSavePlanner):
     """What PyTorch documents: a planner that converts."""
 
