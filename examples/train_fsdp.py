@@ -1,4 +1,4 @@
-"""Trains a small GPT-2 on several ranks with FSDP2 and saves beside the training: torch.distributed.checkpoint in tspool's format.
+"""Trains a small GPT-2 on several ranks with FSDP2 and saves beside the training: DCP in tspool's format.
 
     torchrun --nproc-per-node=2 examples/train_fsdp.py --root /tmp/run
     torchrun --nproc-per-node=1 examples/train_fsdp.py --root /tmp/run --resume --steps 80
@@ -22,12 +22,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
-from tspool.torch import StorageReader, StorageWriter
-
-try:
-    from tspool.torch import async_save
-except ImportError:
-    from torch.distributed.checkpoint import async_save
+from tspool.torch import StorageReader, StorageWriter, async_save
 
 TEXT = pathlib.Path(__file__).with_name("text.txt")
 
@@ -115,7 +110,6 @@ def resume(root: str, model: Gpt, optimizer: torch.optim.Optimizer) -> int:
 def main() -> None:
     options = arguments()
     dist.init_process_group("gloo")
-    saving = dist.new_group(backend="gloo")  # of its own: a save's messages must not meet the trainer's
     text = torch.frombuffer(bytearray(pathlib.Path(options.text).read_bytes()), dtype=torch.uint8).long()
     model = model_of(options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -131,7 +125,7 @@ def main() -> None:
         began = time.perf_counter()
         writer.metadata["step"] = step
         path = pathlib.Path(options.root, f"step-{step:08}")
-        upload = async_save(state_of(model, optimizer, step), checkpoint_id=path, storage_writer=writer, process_group=saving)
+        upload = async_save(state_of(model, optimizer, step), checkpoint_id=path, storage_writer=writer)
         if dist.get_rank() == 0:
             print(f"step {step}: loss {losses[step]:.4f}, {1000 * (time.perf_counter() - began):.1f} ms to begin the save")
     if upload is not None:

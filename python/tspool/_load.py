@@ -11,7 +11,7 @@ from tspool._checkpoint import Checkpoint, Entry
 from tspool._errors import LoadError, MismatchError, NotFoundError, UnsupportedError
 from tspool._leaves import Made, Target, make, size_of, target_of, view_of
 from tspool._spool import Io
-from tspool._tree import STATE, Item, build, collector_paused, items, parse, places, plain
+from tspool._tree import OWN, STATE, Item, build, collector_paused, items, parse, places, plain
 
 _SHOWN = 5  # names in a message
 
@@ -47,7 +47,7 @@ class _Contents:
             self.tree = parse(checkpoint._handle.object_read(STATE))
         else:
             self.tree = {name: {"$tensor": "any"} for name in checkpoint.names}
-            self.tree |= {name: {"$object": kind} for name, kind in kinds.items()}
+            self.tree |= {name: {"$object": kind} for name, kind in kinds.items() if not name.startswith(OWN)}
         self.leaves = {item.name: item for item in self._items()}
 
     def _items(self) -> Iterable[Item]:

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 from tspool._errors import LoadError, SaveError, UnsupportedError
 from tspool._leaves import Leaf, is_contiguous, leaf_of, size_of
 
-STATE = "tspool.state"
+OWN = "tspool."  # begins the names of objects that are ours and no value of the user's
+STATE = f"{OWN}state"
 Node = Any
 
 

@@ -1,8 +1,8 @@
 """DCP's planners, quicker where there is nothing to decide: plain tensors, saved by one rank or read whole.
 
-DCP asks of each value what protocols it has, and of each item whether another rank has it too: for a hundred thousand tensors that
-takes longer than writing them. What these planners make is what DCP's make, in the same order; whatever is not plain, and every
-plan of several ranks, is left to DCP.
+DCP asks of each value what protocols it has, and of each item whether another rank has it too: for a hundred thousand tensors
+that takes longer than writing them. What these planners make is what DCP's make, in the same order; whatever is not plain, and
+every plan of several ranks, is left to DCP.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Three ranks save twice; the last is killed in the middle of the second save. python dying_rank.py FOLDER collectives|apart, with
-RANK and the rest of the environment set: without a launcher, which would end the others."""
+"""Three ranks save twice; the last is killed in the middle of the second save. python dying_rank.py FOLDER collectives|apart,
+with RANK and the rest of the environment set: without a launcher, which would end the others."""
 
 import datetime
 import os

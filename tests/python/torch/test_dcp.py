@@ -354,6 +354,7 @@ def test_what_a_spool_saved_is_read(at, tmp_path):
 def test_tspool_loads_what_was_written(to, at):
     dcp.save({"model": {"w": torch.arange(4.0)}, "lr": 0.5}, storage_writer=to(metadata={"step": 12}))
     state = tspool.load(at().path)
+    assert set(state) == {"model.w", "lr"}
     assert torch.equal(state["model.w"], torch.arange(4.0)) and torch.load(io.BytesIO(state["lr"])) == 0.5
     assert tspool.Checkpoint(at().path).metadata == {"step": "12"}
     assert tspool.latest(os.path.dirname(at().path)) == at().path
