@@ -1,5 +1,5 @@
-"""Two ranks stage a save that is written slowly, and then do nothing until they are killed. python staged_ranks.py FOLDER, with RANK
-and the rest of the environment set."""
+"""Two ranks stage a save that is written slowly, and then do nothing until they are killed. python staged_ranks.py FOLDER, with
+RANK and the rest of the environment set."""
 
 import pathlib
 import sys
