@@ -114,8 +114,8 @@ def test_ctrl_c_while_waiting_for_the_future_ends_the_wait_and_not_the_save(scri
         BEGIN
         + """
 future = async_save(state(32), storage_writer=writer('kept', 12 << 20))
-print('ready', flush=True)
 try:
+    print('ready', flush=True)
     future.result()
 except KeyboardInterrupt:
     print('interrupted', future.done(), flush=True)
