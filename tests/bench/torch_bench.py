@@ -83,8 +83,10 @@ def tensors_in(state):
 # What is measured ---------------------------------------------------------------------------------------------------------------
 
 
-def prime():
-    subprocess.run([sys.executable, "-c", "b = bytearray(3 << 30)"], check=True)
+def prime(state):
+    """Touches twice the state's memory."""
+    size = 2 * sum(tensor.nbytes for tensor in tensors_in(state))
+    subprocess.run([sys.executable, "-c", f"b = bytearray({size})"], check=True)
 
 
 def family():
@@ -270,7 +272,7 @@ class Training:
 
 
 def measure_save(saver, state, path):
-    prime()
+    prime(state)
     before_memory, before_cpu, began = memory_bytes(), cpu_seconds(), time.perf_counter()
     staged, written = saver.save(state, path)
     returned = time.perf_counter()
@@ -291,7 +293,7 @@ def measure_steps(saver, state, path):
 
     training = Training()
     usual = statistics.median(training.step() for _ in range(20))
-    prime()
+    prime(state)
     began = time.perf_counter()
     staged, written = saver.save(state, path)
     staged()
@@ -334,7 +336,7 @@ def load_dcp(path, options):
 
     state = state_of(options)
     chill(path)
-    prime()
+    prime(state_of(options))
     began = time.perf_counter()
     dcp.load(state, checkpoint_id=path)
     return state, began
@@ -345,7 +347,7 @@ def load_ours(path, options):
 
     state = state_of(options)
     chill(path)
-    prime()
+    prime(state_of(options))
     began = time.perf_counter()
     load(state, checkpoint_id=path)
     return state, began
@@ -356,7 +358,7 @@ def load_tspool(path, options):
     import tspool
 
     chill(path)
-    prime()
+    prime(state_of(options))
     began = time.perf_counter()
     return {"all": {str(number): t for number, t in enumerate(tensors_in(tspool.load(path)))}}, began
 
@@ -366,7 +368,7 @@ def load_safetensors(path, options):
 
     files = [file for file in files_of(path) if file.suffix == ".safetensors"]
     chill(path)
-    prime()
+    prime(state_of(options))
     began = time.perf_counter()
     return {"all": {name: tensor for file in files for name, tensor in load_file(file).items()}}, began
 
@@ -529,6 +531,8 @@ def options_take():
 
 def main():
     options = options_take()
+    options.dir = os.path.abspath(options.dir)
+    os.makedirs(options.dir, exist_ok=True)
     warnings.simplefilter("ignore")
     if options.worker:
         print(json.dumps(load_worker(options) if options.worker in LOADERS else save_worker(options)), flush=True)

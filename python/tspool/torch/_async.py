@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch.distributed as dist
 from torch.distributed.checkpoint._async_executor import _AsyncCheckpointExecutor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlanner, SavePlan, SavePlanner
@@ -36,6 +35,8 @@ from torch.distributed.checkpoint.utils import _DistWrapper
 
 from tspool._errors import Error, SaveError, SpoolError
 from tspool._tree import collector_paused
+from tspool.torch._planner import LoadPlanner as OurLoadPlanner
+from tspool.torch._planner import SavePlanner as OurPlanner
 from tspool.torch._quick import quick_of, stateful
 from tspool.torch._reader import StorageReader
 from tspool.torch._stager import Stager
@@ -135,7 +136,7 @@ def _begin(state: StateDict, writer: StorageWriter, checkpoint_id: Id | None, op
         with collector_paused():
             metadata, written = writer.write_quick(quick)
         return _Begun(_own(writer), metadata, written, True)
-    planner = options.planner or DefaultSavePlanner()
+    planner = options.planner or OurPlanner()
     ranks = _DistWrapper(options.process_group, not alone, 0)
     with collector_paused():
         plan, planned = _plan(planner, writer, state, ranks, options.use_collectives)
@@ -345,8 +346,10 @@ def load(
     """As torch.distributed.checkpoint.load, of checkpoints in tspool's and in DCP's own format."""
     reader = storage_reader or _reader_of(checkpoint_id)
     alone = no_dist or not _is_distributed()
-    if alone and planner is None and type(reader) is StorageReader and reader.load_quick(state_dict, checkpoint_id):
-        return
+    if isinstance(reader, StorageReader) and planner is None:
+        if alone and reader.load_quick(state_dict, checkpoint_id):
+            return
+        planner = OurLoadPlanner()
     _told(
         lambda: _stock_load(
             state_dict, checkpoint_id=checkpoint_id, storage_reader=reader, planner=planner, process_group=process_group,
