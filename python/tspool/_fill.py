@@ -95,18 +95,19 @@ class Filler:
     def _run_quietly(self) -> None:
         try:
             self.run()
-        except SaveError:
+        except BaseException:
             pass  # it stands in the save
-        except BaseException as error:
-            self._save._fail(SaveError(f"copying the tensors failed: {error!r}", stage="stage", operation="copy"), error)
 
     def run(self) -> None:
-        """Copies everything. Whatever it raises, the save was given up."""
+        """Copies everything. Whatever it raises, the save was given up, and says why."""
         out: list[int] = []
         try:
             self._fill(out)
-        except BaseException:
+        except SaveError:
             self._save._handle.abort()
+            raise
+        except BaseException as error:
+            self._save._fail(SaveError(f"copying the tensors failed: {error!r}", stage="stage", operation="copy"), error)
             raise
         finally:
             if out:

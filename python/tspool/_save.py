@@ -164,15 +164,16 @@ class Save:
         """After the submit, when its spans are filled from here."""
         if self._filler is None:
             return
-        self._filler.start()
-        for guard in self._guards:
-            guard.watch(partial(self._handle.wait, STAGED, None))
-        if self._is_background:
-            self._filler.run_apart()
-            return
         try:
+            self._filler.start()
+            for guard in self._guards:
+                guard.watch(partial(self._handle.wait, STAGED, None))
+            if self._is_background:
+                self._filler.run_apart()
+                return
             self._filler.run()
         except BaseException:
+            self._handle.abort()  # nobody will fill it
             self._seen = True
             raise
         self._handle.wait(STAGED, None)

@@ -271,9 +271,9 @@ class Training:
         return time.perf_counter() - began
 
 
-def measure_save(saver, state, path):
+def measure_save(saver, state, path, base):
     prime(state)
-    before_memory, before_cpu, began = memory_bytes(), cpu_seconds(), time.perf_counter()
+    before_cpu, began = cpu_seconds(), time.perf_counter()
     staged, written = saver.save(state, path)
     returned = time.perf_counter()
     staged()
@@ -284,7 +284,7 @@ def measure_save(saver, state, path):
     ended = time.perf_counter()
     size = sum(file.stat().st_size for file in files_of(path))
     return {"stall": returned - began, "staged": free - began, "durable": ended - began, "cpu": cpu_seconds() - before_cpu,
-            "memory": max(0, peak - before_memory), "cache": cached_bytes(path) / size, "bytes": size}  # fmt: skip
+            "memory": max(0, peak - base), "cache": cached_bytes(path) / size, "bytes": size}  # fmt: skip
 
 
 def measure_steps(saver, state, path):
@@ -314,11 +314,10 @@ def measure_steps(saver, state, path):
 def save_worker(options):
     state = state_of(options)
     saver = SAVERS[options.worker](options.dir)
-    extra = memory_bytes()  # what warming up leaves behind is memory that the contestant takes
+    base = memory_bytes()  # what warming up leaves behind is memory that the contestant takes
     saver.save(state, f"{options.dir}/warm")[1]()
     sync_all(f"{options.dir}/warm")
-    result = measure_save(saver, state, f"{options.dir}/measured")
-    result["memory"] += max(0, memory_bytes() - extra)
+    result = measure_save(saver, state, f"{options.dir}/measured", base)
     if options.steps:
         result |= measure_steps(saver, state, f"{options.dir}/beside")
     return result

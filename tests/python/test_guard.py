@@ -191,6 +191,22 @@ def test_a_failure_does_not_stop_training(slow, root):
     assert parameter[0] == -2 and save.exception(60).errno == errno.EEXIST
 
 
+def test_a_copying_that_breaks_is_told_and_costs_that_save_only(spool, root, monkeypatch):
+    import tspool._fill as fill
+
+    class Broken:
+        def copy(self, *arguments):
+            raise MemoryError("no more")
+
+    monkeypatch.setattr(fill, "_tspool", Broken())
+    save = spool.save("broken", {"w": torch.ones(9)}, staging="background", guard=trained(1)[1])
+    failure = save.exception(60)
+    assert "copying the tensors failed: MemoryError('no more')" in failure.message and isinstance(failure.__cause__, MemoryError)
+    monkeypatch.undo()
+    spool.save("next", {"w": torch.ones(9)}, staging="background", guard=trained(1)[1]).result(60)
+    assert not (root / "broken").exists()
+
+
 @pytest.mark.parametrize("guard", [object(), [None], 3])
 def test_a_guard_must_be_an_optimizer(spool, guard):
     with pytest.raises(TypeError, match="guard is a torch optimizer"):

@@ -95,6 +95,8 @@ class Pool:
 
     def take(self, size: int) -> tuple[Generation, memoryview[Any]]:
         with self._lock:
+            if os.getpid() != self._pid:  # a forked child shares its parent's memory: it must not write there
+                self._generations, self._pid = [], os.getpid()
             idle = [generation for generation in self._generations if generation.is_idle]
             fitting = [generation for generation in idle if generation.size >= size]
             chosen = min(fitting, key=lambda generation: generation.size, default=None)

@@ -25,7 +25,7 @@ from tspool._spool import Spool
 from tspool.torch import _leftovers as leftovers
 from tspool.torch._agree import Agreement, announce, count_of, fresh_id, hear
 from tspool.torch._attempt import Attempt, Request, Written
-from tspool.torch._memory import has_cuda
+from tspool.torch._memory import has_cuda, pin_arena
 from tspool.torch._quick import Quick
 
 _MANIFEST = "tspool.manifest.json"
@@ -138,7 +138,8 @@ class StorageWriter(_StorageWriter):
             "staging": self.staging, "replace": self.overwrite, "check_torn": self.check_torn, "guard": self.guard,
             "on_device": has_cuda(),
         }  # fmt: skip
-        return Request(self._path(), settings, self.spool_options, self.deadline, is_shared, self.ties)
+        options = {"on_arena": pin_arena, **self.spool_options} if has_cuda() else self.spool_options
+        return Request(self._path(), settings, options, self.deadline, is_shared, self.ties)
 
     def write_quick(self, quick: Quick) -> tuple[Metadata, Written]:
         """All of a save by one process as far as `finish`, without a plan."""

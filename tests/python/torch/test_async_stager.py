@@ -143,6 +143,21 @@ def test_what_is_staged_outlives_its_stager():
     assert descriptors() <= before - 2
 
 
+def test_a_forked_child_does_not_write_into_its_parents_memory(stager):
+    staged = stager.stage({"w": torch.ones(8)})
+    del staged  # idle: the child would take it
+    before = stager.stage({"w": torch.ones(8)})
+    child = os.fork()
+    if child == 0:
+        try:
+            del before
+            stager.stage({"w": torch.zeros(8)})
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert before["w"].eq(1).all()
+
+
 def test_one_descriptor_serves_twenty_thousand_tensors(stager):
     """DCP's shared-memory stagers need one for each, and fail here."""
     before = descriptors()
