@@ -52,20 +52,22 @@ _stock_stages = (BlockingAsyncStager.stage, FileSystemWriter.stage)
 # Failures -----------------------------------------------------------------------------------------------------------------------
 
 
+def _record_in(error: CheckpointException) -> Error | None:
+    """The record of a failure of ours that DCP has wrapped. They hold each other: neither is made the other's cause."""
+    failures = [failure for _, (failure, _) in sorted(error.failures.items())]
+    return next((failure for failure in failures if isinstance(failure, Error)), None)
+
+
 def record_of(error: BaseException) -> BaseException:
-    """The record of a failure of ours that DCP has wrapped: CheckpointException is no Exception, and most handlers miss it."""
-    if not isinstance(error, CheckpointException):
+    """The failure as a tspool.Error where DCP has wrapped it: CheckpointException is no Exception, and most handlers miss it."""
+    if not isinstance(error, CheckpointException) or not error.failures:
         return error
-    for rank, (failure, _) in sorted(error.failures.items()):
-        if isinstance(failure, Error):
-            failure.__cause__ = error
-            return failure
-    if not error.failures:
-        return error
-    rank, (failure, _) = min(error.failures.items())
-    told = SaveError(f"rank {rank}: {type(failure).__name__}: {failure}", stage="declare")
-    told.__cause__ = failure
-    return told
+    record = _record_in(error)
+    if record is None:
+        rank, (failure, _) = min(error.failures.items())
+        record = SaveError(f"rank {rank}: {type(failure).__name__}: {failure}", stage="declare")
+        record.__cause__ = failure
+    return record
 
 
 def _failed(error: BaseException) -> Future[Any]:
@@ -257,9 +259,10 @@ def _told(call: Callable[[], _T]) -> _T:
     try:
         return call()
     except CheckpointException as error:
-        if any(isinstance(failure, Error) for failure, _ in error.failures.values()):
-            raise record_of(error)
-        raise
+        record = _record_in(error)
+        if record is None:
+            raise
+    raise record
 
 
 # The calls ----------------------------------------------------------------------------------------------------------------------

@@ -173,6 +173,16 @@ def test_a_staging_future_that_failed_fails_both_futures(root, quick, error, whe
     async_save(state(8), storage_writer=StorageWriter(root / "h", **quick)).result(60)
 
 
+def test_a_failure_that_dcp_has_wrapped_comes_as_itself_and_is_let_go(root, quick):
+    """A record and the exception around it that held each other would keep the state dict until the next search for cycles."""
+    staging = concurrent.futures.Future()
+    staging.set_result({"a": torch.ones(2, device="meta")})
+    future = AsyncExecutor().execute_save(staging, storage_writer=StorageWriter(root / "w", **quick))
+    failure = future.exception(60)
+    assert isinstance(failure, tspool.UnsupportedError) and failure.tensor == "a"
+    assert failure.__cause__ is None and not isinstance(failure.__context__, dcp.CheckpointException)
+
+
 def test_a_cached_plan_is_used_by_the_next_save_with_that_planner(root, quick):
     planner = dcp.DefaultSavePlanner(enable_plan_caching=True)
     travelled = []
