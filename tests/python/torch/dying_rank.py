@@ -29,7 +29,7 @@ class Dying(DefaultSavePlanner):
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
 mesh = init_device_mesh("cpu", (3,))
 state = {name: distribute_tensor(torch.arange(9.0), mesh, [Shard(0)]) for name in ("first", "second")}
-to = StorageWriter(arena_bytes=64 << 20, deadline=4)
+to = StorageWriter(arena_bytes=64 << 20, deadline=8)
 dcp.save(state, checkpoint_id=folder / "step-1", storage_writer=to, use_collectives=collectives)
 dist.barrier()
 started = time.monotonic()

@@ -26,7 +26,7 @@ ARENA = 64 << 20
 
 
 def writer(path=None, **options):
-    return StorageWriter(path, arena_bytes=ARENA, deadline=30, **options)
+    return StorageWriter(path, arena_bytes=ARENA, deadline=60, **options)
 
 
 def model(seed):
@@ -227,7 +227,7 @@ def check_a_failure_in_the_background_is_raised_on_all_ranks_and_not_by_the_next
     with pytest.raises((tspool.SaveError, RuntimeError), match="the data are gone"):
         upload.result(60)
     dist.barrier()
-    assert time.monotonic() - started < 15 and not (folder / "lost").exists()
+    assert time.monotonic() - started < 40 and not (folder / "lost").exists()
     tspool.torch.async_save(state, checkpoint_id=folder / "found", storage_writer=to).result(60)
     assert tspool.verify(folder / "found").damaged == 0
 
@@ -297,7 +297,7 @@ def check_a_rank_that_fails_fails_all_and_the_last_checkpoint_stands(folder):
         dcp.save(state, storage_writer=writer(folder / "failing"), planner=Refusing(), use_collectives=False)
     assert dist.get_rank() == 2 or str(told.value).startswith("rank 2 failed to save its part")
     dist.barrier()
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 40
     assert tspool.Checkpoint(folder / "failing").info.save_id == before
     for _ in range(2):
         dcp.save(state, storage_writer=writer(folder / "failing"))
@@ -309,7 +309,7 @@ def check_a_rank_that_fails_fails_all_and_the_last_checkpoint_stands(folder):
 
 def check_a_rank_that_never_comes_is_named_at_the_deadline(folder):
     if dist.get_rank() != 3:
-        to = StorageWriter(folder / "waiting", arena_bytes=ARENA, deadline=1.5)
+        to = StorageWriter(folder / "waiting", arena_bytes=ARENA, deadline=5)
         with pytest.raises(tspool.SaveError, match="nothing was heard of the part of rank 3"):
             dcp.save({"w": torch.ones(2)}, storage_writer=to, use_collectives=False)
     dist.barrier()

@@ -84,7 +84,7 @@ def folder():
     shutil.rmtree(made)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(state=st.dictionaries(keys, values, min_size=1, max_size=5), ours=st.booleans())
 def test_a_random_state_dict_comes_back_as_from_dcps_own_format(folder, state, ours):
     planners = (SavePlanner(), LoadPlanner()) if ours else (None, None)

@@ -46,7 +46,7 @@ def test_a_rank_killed_in_mid_save_leaves_the_last_checkpoint_and_an_error(root,
     assert ranks(3, "dying_rank.py", root, mode) == [0, 0, -9]
     for rank in (0, 1):
         seconds, told = (root / f"told-{rank}").read_text().split(" ", 1)
-        assert "it went through" not in told and float(seconds) < 20
+        assert "it went through" not in told and float(seconds) < 40
         assert mode == "collectives" or "nothing was heard of the part of rank 2" in told
     assert tspool.latest(root) == str(root / "step-1")
     assert tspool.verify(root / "step-1").damaged == 0 and not (root / "step-2").exists()
