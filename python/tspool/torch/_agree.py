@@ -20,12 +20,13 @@ import os
 import secrets
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
 from tspool._errors import FIELDS, Error, SaveError
+from tspool.torch import _alive
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.25
 
@@ -46,6 +47,13 @@ def default_store() -> Any:
         return dist.distributed_c10d._get_default_store()
     except (ValueError, KeyError):
         return None
+
+
+def introduce() -> None:
+    """So that others can see whether this process lives."""
+    store = default_store()
+    if store is not None and dist.get_world_size() > 1:
+        _alive.introduce(store)
 
 
 def fresh_id() -> bytes:
@@ -144,9 +152,15 @@ class Meeting:
             self.store.set(f"{self._base}/part/{self.agreement.rank}", "durable")
         return int(self.store.add(f"{self._base}/arrived", more)) == self.agreement.world_size
 
-    def absent(self) -> list[int]:
-        """The ranks whose part is not durable yet."""
-        return [rank for rank in range(self.agreement.world_size) if not self.store.check([f"{self._base}/part/{rank}"])]
+    def absent(self, ranks: Iterable[int]) -> list[int]:
+        """Those whose part is not durable yet."""
+        return [rank for rank in ranks if not self.store.check([f"{self._base}/part/{rank}"])]
+
+    def dead(self) -> list[int]:
+        """The absent ones whose process is gone, as far as can be seen. Of a group of some ranks only, nothing can."""
+        if self.agreement.world_size != dist.get_world_size():
+            return []
+        return _alive.dead_among(self.store, self.absent(_alive.neighbours(self.agreement.world_size)))
 
     def decide(self, failure: Error | None) -> Error | None:
         """Says how the save ended, unless that was said before; what was said first holds, and is returned."""

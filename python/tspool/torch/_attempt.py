@@ -35,7 +35,7 @@ from tspool.torch._agree import Agreement, Meeting, poll
 from tspool.torch._quick import Quick
 from tspool.torch._spools import borrowed
 
-_TAKE_OVER_SECONDS = 5.0  # all parts are durable, and whoever was to publish them says nothing
+_LOOK_SECONDS = 2.0  # without a verdict, until a rank looks after whoever was to publish, and after those that are missing
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _DTYPES = {getattr(torch, name): dtype for name, dtype in TORCH.items() if hasattr(torch, name) and dtype != "F4"}
@@ -273,11 +273,19 @@ class Attempt:
             if meeting.arrive():
                 decided = (self._decide(meeting),)
                 break
-            decided = poll(meeting.verdict, min(until, time.monotonic() + _TAKE_OVER_SECONDS))
+            decided = poll(meeting.verdict, min(until, time.monotonic() + _LOOK_SECONDS)) or self._bury(meeting)
             if decided is None and time.monotonic() >= until:
                 decided = (self._give_up(meeting),)
         meeting.leave()
         return decided[0]
+
+    def _bury(self, meeting: Meeting) -> tuple[Error | None] | None:
+        """Is there a rank that died? What it had staged its writer finishes; what stands on disk decides."""
+        dead = meeting.dead()
+        refusal = self._published() if dead else None
+        if refusal is None or _is_busy(refusal):
+            return None
+        return (meeting.decide(_dead(meeting, dead, refusal) if refusal else None),)
 
     def _decide(self, meeting: Meeting) -> Error | None:
         try:
@@ -307,16 +315,24 @@ def _is_special(tensor: torch.Tensor) -> bool:
 
 
 def _is_busy(failure: SaveError | Literal[False]) -> bool:
-    return failure is not False and failure.errno == errno.EAGAIN
+    return isinstance(failure, SaveError) and failure.errno == errno.EAGAIN
 
 
 def _late(meeting: Meeting) -> SaveError:
-    absent = meeting.absent()
+    absent = meeting.absent(range(meeting.agreement.world_size))
     ranks = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
     return SaveError(
         f"{meeting.path!r} was not whole in time: nothing was heard of the part of rank {ranks}" if absent
         else f"{meeting.path!r} was not published in time",
         errno=errno.ETIMEDOUT, stage="publish", path=meeting.path,
+    )  # fmt: skip
+
+
+def _dead(meeting: Meeting, dead: list[int], refusal: SaveError) -> SaveError:
+    ranks = ", ".join(map(str, dead[:8])) + (", ..." if len(dead) > 8 else "")
+    return SaveError(
+        f"rank {ranks} died before its part of {meeting.path!r} was whole: {refusal.message}", errno=errno.ESRCH, stage="publish",
+        path=meeting.path,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from tspool._errors import SaveError
 from tspool._spool import Spool
 from tspool.torch import _leftovers as leftovers
-from tspool.torch._agree import Agreement, announce, count_of, fresh_id, hear
+from tspool.torch._agree import Agreement, announce, count_of, fresh_id, hear, introduce
 from tspool.torch._attempt import Attempt, Request, Written
 from tspool.torch._memory import has_cuda, pin_arena
 from tspool.torch._quick import Quick
@@ -111,6 +111,7 @@ class StorageWriter(_StorageWriter):
             self._begin()
         self._is_set_up = True
         leftovers.sweep()
+        introduce()
         self._is_coordinator = is_coordinator
         self._use_collectives = kwargs.get("use_collectives", True)
         self._rank = kwargs.get("rank", 0 if is_coordinator or not dist.is_initialized() else dist.get_rank())

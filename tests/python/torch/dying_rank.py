@@ -1,5 +1,5 @@
-"""Three ranks save twice; the last is killed in the middle of the second save. python dying_rank.py FOLDER collectives|apart,
-with RANK and the rest of the environment set: without a launcher, which would end the others."""
+"""Three ranks save twice; the last is killed in the middle of the second save. python dying_rank.py FOLDER
+collectives|apart|background, with RANK and the rest of the environment set: without a launcher, which would end the others."""
 
 import datetime
 import os
@@ -14,9 +14,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from tspool.torch import StorageWriter
+from tspool.torch import StorageWriter, async_save
 
-folder, collectives = pathlib.Path(sys.argv[1]), sys.argv[2] == "collectives"
+folder, collectives = pathlib.Path(sys.argv[1]), sys.argv[2] != "apart"
 
 
 class Dying(DefaultSavePlanner):
@@ -29,12 +29,15 @@ class Dying(DefaultSavePlanner):
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
 mesh = init_device_mesh("cpu", (3,))
 state = {name: distribute_tensor(torch.arange(9.0), mesh, [Shard(0)]) for name in ("first", "second")}
-to = StorageWriter(arena_bytes=64 << 20, deadline=8)
+to = StorageWriter(arena_bytes=64 << 20, deadline=300)
 dcp.save(state, checkpoint_id=folder / "step-1", storage_writer=to, use_collectives=collectives)
 dist.barrier()
 started = time.monotonic()
 try:
-    dcp.save(state, checkpoint_id=folder / "step-2", storage_writer=to, planner=Dying(), use_collectives=collectives)
+    if sys.argv[2] == "background":
+        async_save(state, checkpoint_id=folder / "step-2", storage_writer=to, planner=Dying()).result()
+    else:
+        dcp.save(state, checkpoint_id=folder / "step-2", storage_writer=to, planner=Dying(), use_collectives=collectives)
     told = "it went through"
 except BaseException as error:
     told = f"{type(error).__name__}: {error}"
