@@ -3,6 +3,7 @@
  * It settles first (nothing that it inherited may end or slow it), then runs the writer's machine until the trainer is
  * done with it, or dead and everything staged is published.
  */
+#include <collect/keeper.h>
 #include <proc/proc.h>
 #include <stdio.h>
 #include <string.h>
@@ -34,7 +35,7 @@ static bool channel_is_there(void)
 
 int main(int argc, char **argv)
 {
-    struct writer_host host = { .channel = CHANNEL };
+    struct writer_host host = { .channel = CHANNEL, .keeping = &keeper_keeping };
 
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
         printf("tspool-writer %s\n", TSPOOL_VERSION);

@@ -81,6 +81,10 @@
     X(collect, TAKEN_DOWN_UNSEEN, "what came under a name meanwhile is deleted for what was there") \
     X(collect, LIVING_ATTEMPT_COLLECTED, "an attempt that began anew is deleted for the dead one") \
     X(collect, FOREIGN_FILES_COLLECTED, "files of others are deleted with a checkpoint") \
+    X(collect, DELETED_UNDER_ITS_NAME, "a checkpoint's file is deleted before the checkpoint has lost its name") \
+    X(collect, KEPT_ONE_COLLECTED, "one checkpoint too many is deleted") \
+    X(collect, SAVED_LAST_COLLECTED, "what was just saved is deleted because its step is an earlier one") \
+    X(collect, DELETED_BESIDE_SAVES, "old checkpoints are deleted while a save runs") \
     X(stream, STREAM_FILE_UNSYNCED, "a streamed file gets its name without being synced") \
     X(stream, STREAM_DIRECTORY_UNSYNCED, "a commit returns before the new name is durable") \
     X(stream, STREAM_TAIL_NOT_CUT, "the padding of a stream's last write, and the space taken ahead, stay at its end") \

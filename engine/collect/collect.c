@@ -199,6 +199,8 @@ static void checkpoint_remove(struct collection *collection, const char *name, i
     char hidden[HIDDEN_NAME_MAX + 1], gone[GONE_NAME_MAX + 1];
     int error;
 
+    if (MUTANT(DELETED_UNDER_ITS_NAME))
+        file_unlink(collection->io, directory, contents->files[0].name, 0);
     hidden_name_make(name, contents->save_id, hidden);
     error = removal_take_down(&collection->removal, name, directory, hidden, gone);
     if (error == -ENOENT)
@@ -260,10 +262,10 @@ static bool counts(struct collection *collection, const char *name)
 /* How many of the ranking, from the newest on, stay: with them `keep` whole ones, or all. */
 static size_t kept_find(struct collection *collection, const struct ranking *ranking)
 {
-    uint64_t whole = 0;
+    uint64_t whole = 0, keep = collection->settings->keep - MUTANT(KEPT_ONE_COLLECTED);
     size_t at = 0;
 
-    for (; at < ranking->count && whole < collection->settings->keep; at++) {
+    for (; at < ranking->count && whole < keep; at++) {
         const char *name = ranking->items[at].name;
 
         if (counts(collection, name)) {
@@ -274,6 +276,33 @@ static size_t kept_find(struct collection *collection, const struct ranking *ran
         }
     }
     return at;
+}
+
+/* Saved last, or its owner's: a run that went back to an earlier step saves what is old in the order of latest. */
+static bool is_spared(const struct collection *collection, const struct ranking *ranking, const struct ranked *ranked)
+{
+    const struct collect_settings *settings = collection->settings;
+    uint64_t later = 0;
+
+    if (!settings->between || MUTANT(SAVED_LAST_COLLECTED))
+        return false;
+    for (size_t i = 0; i < ranking->count; i++)
+        later += ranking->items[i].sequence > ranked->sequence;
+    return later < settings->keep || settings->between->is_spared(settings->context, ranked->save_id);
+}
+
+/* The oldest first. */
+static void rest_retire(struct collection *collection, const struct ranking *ranking, size_t kept)
+{
+    for (size_t i = ranking->count; i-- > kept && !is_stopped(collection);) {
+        if (is_spared(collection, ranking, &ranking->items[i])) {
+            tell(collection, COLLECT_KEPT, ranking->items[i].name, 0);
+            continue;
+        }
+        removal_await_turn(&collection->removal);
+        if (!is_stopped(collection))
+            checkpoint_retire(collection, &ranking->items[i]);
+    }
 }
 
 static int list_run(struct collection *collection, void (*each)(struct collection *, const struct io_list *))
@@ -297,27 +326,33 @@ static int collection_run(struct collection *collection, const char *root, struc
         return error;
     kept = kept_find(collection, &ranking);
     list_run(collection, gone_finish);
-    list_run(collection, dead_sweep);
-    for (size_t i = ranking.count; i-- > kept && !is_stopped(collection);) /* the oldest first */
-        checkpoint_retire(collection, &ranking.items[i]);
+    if (!collection->settings->between) /* where locks do not reach other machines, a part of theirs would look dead */
+        list_run(collection, dead_sweep);
+    rest_retire(collection, &ranking, kept);
     ranking_deinit(&ranking);
     return 0;
 }
 
-int collect_run(struct io *io, const char *root, const struct collect_settings *settings, struct tspool_failure *failure)
+int collect_below(struct io *io, int root, const char *path, const struct collect_settings *settings,
+                  struct tspool_failure *failure)
 {
-    struct collection collection = { .io = io, .settings = settings };
+    struct collection collection = { .io = io, .root = root, .settings = settings };
     struct removal *removal = &collection.removal;
-    int error;
 
-    collection.root = root_open(io, root, failure);
-    if (collection.root < 0)
-        return collection.root;
-    *removal = (struct removal){ .io = io, .root = collection.root, .context = settings->context,
-                                 .is_stopped = settings->is_stopped };
+    *removal = (struct removal){ .io = io, .root = root, .context = settings->context, .is_stopped = settings->is_stopped };
+    removal->pace = settings->between ? settings->between->pace : NULL;
     removal->slice_bytes = settings->slice_bytes ? settings->slice_bytes : SLICE_BYTES;
     removal->freed_bytes = removal->slice_bytes - removal->slice_bytes / 16; /* little files are worth no wait */
-    error = collection_run(&collection, root, failure);
-    file_close(io, collection.root);
+    return collection_run(&collection, path, failure);
+}
+
+int collect_run(struct io *io, const char *root, const struct collect_settings *settings, struct tspool_failure *failure)
+{
+    int handle = root_open(io, root, failure), error;
+
+    if (handle < 0)
+        return handle;
+    error = collect_below(io, handle, root, settings, failure);
+    file_close(io, handle);
     return error;
 }

@@ -12,6 +12,7 @@
 
 #define QUIET_WAIT_NS 10000000000u
 #define QUIET_LOOK_NS 50000000u
+#define TURN_LOOK_NS 10000000u /* for one's own saves: asking costs nothing, and the pause between two may be short */
 
 static bool is_stopped(const struct removal *removal)
 {
@@ -79,24 +80,43 @@ int removal_take_down(struct removal *removal, const char *name, int directory, 
 
 /* Deleting ------------------------------------------------------------------------------------------------------------- */
 
+static bool is_disturbing(const struct removal *removal)
+{
+    enum collect_pace pace = removal->pace ? removal->pace(removal->context) : COLLECT_LOOKS;
+
+    if (pace == COLLECT_LOOKS)
+        return any_attempt_is_alive(removal->io, removal->root, 0);
+    return pace == COLLECT_WAITS && !MUTANT(DELETED_BESIDE_SAVES);
+}
+
 /* A trainer that saves without a pause must not fill its own disk: after a while it goes on. */
 static void quiet_await(struct removal *removal)
 {
-    uint64_t deadline_ns = io_now(removal->io) + QUIET_WAIT_NS;
+    uint64_t deadline_ns = removal->pace ? IO_FOREVER : io_now(removal->io) + QUIET_WAIT_NS;
 
-    while (!is_stopped(removal) && io_now(removal->io) < deadline_ns && any_attempt_is_alive(removal->io, removal->root, 0))
-        pause_for(removal->io, QUIET_LOOK_NS);
+    while (!is_stopped(removal) && io_now(removal->io) < deadline_ns && is_disturbing(removal))
+        pause_for(removal->io, removal->pace ? TURN_LOOK_NS : QUIET_LOOK_NS);
     removal->freed_bytes = 0;
 }
 
+void removal_await_turn(struct removal *removal)
+{
+    if (removal->pace)
+        quiet_await(removal);
+}
+
+/* Asking for a save of one's own costs nothing, and so is done for little files too. */
 static void quiet_look(struct removal *removal, uint64_t bytes)
 {
-    if (removal->freed_bytes + bytes > removal->slice_bytes)
+    bool waits = removal->pace && removal->pace(removal->context) == COLLECT_WAITS;
+
+    if (waits || removal->freed_bytes + bytes > removal->slice_bytes)
         quiet_await(removal);
     removal->freed_bytes += bytes;
 }
 
-/* From the end, so that a collection that is cut goes on where this one was. Errors change nothing: it is unlinked then. */
+/* From the end, so that a collection that is cut goes on where this one was. Errors change nothing: it is unlinked then.
+ * Synced at once: else the journal frees, and discards, all of it in the next save's sync. */
 static void file_cut(struct removal *removal, int handle, uint64_t size)
 {
     int error = file_lock(removal->io, handle, LOCK_OP_SOLE);
@@ -105,6 +125,7 @@ static void file_cut(struct removal *removal, int handle, uint64_t size)
         size = align_down(size - 1, removal->slice_bytes);
         quiet_look(removal, removal->slice_bytes);
         error = file_truncate(removal->io, handle, size);
+        file_fsync(removal->io, handle);
     }
 }
 
@@ -135,8 +156,10 @@ static int files_remove(struct removal *removal, int directory, const struct con
 
 static int directory_remove(struct removal *removal, const char *gone)
 {
-    int error = file_unlink(removal->io, removal->root, gone, UNLINK_DIRECTORY);
+    int error;
 
+    quiet_look(removal, 0);
+    error = file_unlink(removal->io, removal->root, gone, UNLINK_DIRECTORY);
     if (error < 0 && error != -ENOENT)
         return error;
     return file_fsync(removal->io, removal->root);

@@ -116,10 +116,13 @@ static int64_t verb_fsync(const struct op *op)
 }
 
 /* A write lease is granted only where no other descriptor and no mapping of the file is left. It is given back at once: kept,
- * it would have the next one that opens the file wait, and a signal sent to us. */
+ * it would have the next one that opens the file wait. Who opens it in that very moment has SIGIO sent, which would end a
+ * process that does not handle it: so to this thread, which blocks all signals and does not outlive its backend. */
 static int64_t verb_sole(const struct op *op)
 {
-    if (fcntl(op->handle, F_SETLEASE, F_WRLCK) < 0)
+    const struct f_owner_ex owner = { F_OWNER_TID, gettid() };
+
+    if (fcntl(op->handle, F_SETOWN_EX, &owner) < 0 || fcntl(op->handle, F_SETLEASE, F_WRLCK) < 0)
         return -EWOULDBLOCK;
     return fcntl(op->handle, F_SETLEASE, F_UNLCK) < 0 ? -EWOULDBLOCK : 0;
 }

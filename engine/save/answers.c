@@ -95,6 +95,10 @@ static void take_facts(struct supervisor *supervisor, struct tspool_save *save, 
     result->depth = progress->depth;
     result->direct = progress->direct;
     result->registered = progress->registered;
+    result->removed = progress->kept.removed;
+    result->removed_bytes = progress->kept.removed_bytes;
+    result->keep_error = progress->kept.error;
+    memcpy(result->keep_left, progress->kept.left, sizeof(result->keep_left));
     if (progress->synced_ns)
         result->synced_ns = since_submit(save, progress->synced_ns);
     memcpy(result->backend, ready->backend, sizeof(result->backend));

@@ -57,6 +57,8 @@ static int options_check(const struct tspool_options *options, struct tspool_fai
         return refuse(failure, "hash_threads is above 64");
     if (options->rank >= (options->world_size ? options->world_size : 1))
         return refuse(failure, "rank is not below world_size");
+    if (options->keep > KEEP_MAX)
+        return refuse(failure, "keep is above 65536; 0 keeps all checkpoints");
     if (options->excluded_cpus && cpu_list_check(options->excluded_cpus) < 0)
         return refuse(failure, "excluded_cpus is no list of CPUs such as \"0-3,8\"");
     return 0;
@@ -186,7 +188,7 @@ static struct supervisor_settings supervisor_settings_of(const struct tspool *sp
                    .bytes_per_second = options->bytes_per_second, .heartbeat_ns = options->heartbeat_ns,
                    .item_bytes = options->item_bytes, .depth = options->depth, .submit_batch = options->submit_batch, .io = options->io,
                    .hash_threads = options->hash_threads, .rank = options->rank, .world_size = options->world_size,
-                   .buffered = options->buffered != 0 },
+                   .keep = options->keep, .buffered = options->buffered != 0 },
     };
 
     hello_sign(&settings.hello);

@@ -48,7 +48,7 @@ static bool hello_is_sane(const struct message *message)
            hello->depth >= 1 && hello->depth <= DEPTH_MAX && hello->submit_batch <= DEPTH_MAX && hello->io <= TSPOOL_IO_THREADS &&
            hello->hash_threads >= 1 && hello->hash_threads <= THREADS_MAX &&
            hello->rank < hello->world_size && is_flag(hello->buffered) && is_flag(hello->registered) &&
-           hello->trainer_pid <= INT32_MAX;
+           hello->keep <= KEEP_MAX && hello->trainer_pid <= INT32_MAX;
 }
 
 static bool ready_is_sane(const struct message *message)
@@ -86,7 +86,9 @@ static bool progress_is_sane(const struct message *message)
 {
     const struct message_progress *progress = &message->progress;
 
-    return is_flag(progress->direct) && is_flag(progress->registered) && progress->short_writes <= progress->writes;
+    return is_flag(progress->direct) && is_flag(progress->registered) && progress->short_writes <= progress->writes &&
+           progress->kept.error >= 0 && progress->kept.error <= ERRNO_MAX &&
+           is_terminated(progress->kept.left, sizeof(progress->kept.left));
 }
 
 static bool failure_is_sane(const struct message *message)

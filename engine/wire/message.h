@@ -39,11 +39,13 @@ struct message_hello {
     uint64_t bytes_per_second, heartbeat_ns;
     uint32_t item_bytes, depth, io, hash_threads, rank, world_size;
     uint32_t submit_batch;               /* writes to one call of the kernel; 0: 1 */
+    uint32_t keep;                        /* how many published checkpoints stay; 0: all */
     uint8_t buffered, registered;
     uint8_t boot_id[16];                  /* from here on: who the trainer is, for part records (format/part.h) */
     uint32_t trainer_pid;                 /* 0: not known */
     uint64_t trainer_start, pid_namespace;
 };                                        /* fds: arena memfd, root directory, trainer pidfd (absent with thread isolation) */
+#define KEEP_MAX 65536u
 #define HELLO_FD_ARENA 0
 #define HELLO_FD_ROOT 1
 #define HELLO_FD_TRAINER 2
@@ -63,12 +65,18 @@ struct message_begin {
 };                                        /* fds: sheet, appendix */
 struct message_staged { uint32_t chunk, slot; };
 struct message_released { uint32_t chunk, slot; };
+struct kept_account {                     /* of retention; zero without */
+    uint64_t removed, removed_bytes;      /* checkpoints that went, and what became free, since the writer began */
+    int32_t error;                        /* errno of the last pass; 0: it left nothing that was to go */
+    char left[181];                       /* what could not be removed; "": the root could not be looked over */
+};
 struct message_progress {                 /* PREPARED, WRITTEN, DURABLE, PUBLISHED */
     uint64_t at_ns;                       /* CLOCK_MONOTONIC of the writer (same machine, same clock) */
     uint64_t synced_ns;                   /* when all syncs of the part were through; 0 before */
     uint64_t writes, short_writes, bytes, hash_cpu_ns;
     uint32_t item_bytes, depth;
     uint8_t direct, registered;
+    struct kept_account kept;
 };
 struct message_failure {                  /* FAILED, UNKNOWN */
     int32_t error;

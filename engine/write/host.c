@@ -188,12 +188,13 @@ static int machine_turn(struct io *io, struct writer *writer)
 }
 
 static int machine_run(const struct writer_host *host, const struct greeting *greeting, struct io *io, const char *note,
-                       struct tspool_failure *failure)
+                       struct keeper *keeper, struct tspool_failure *failure)
 {
     const struct writer_settings settings = {
         .hello = greeting->hello, .channel = host->channel, .term = host->term, .arena = greeting->fds[HELLO_FD_ARENA],
         .root = greeting->fds[HELLO_FD_ROOT], .pid = (int32_t)getpid(), .note = note[0] ? note : NULL,
         .trainer = greeting->fd_count > HELLO_FD_TRAINER ? greeting->fds[HELLO_FD_TRAINER] : -1, .memory = &writer_memory_shared,
+        .keeping = host->keeping, .keeper = keeper,
     };
     struct writer *writer = NULL;
     int error = writer_create(io, &settings, &writer, failure);
@@ -206,6 +207,34 @@ static int machine_run(const struct writer_host *host, const struct greeting *gr
     error = machine_turn(io, writer);
     io_destroy(io); /* first: an op in flight may still point into the writer */
     writer_destroy(writer);
+    return error;
+}
+
+/* One of several ranks is enough. */
+static int keeper_create(const struct writer_host *host, const struct greeting *greeting, struct keeper **keeper,
+                         struct tspool_failure *failure)
+{
+    if (!greeting->hello.keep || greeting->hello.rank != 0)
+        return 0;
+    if (!host->keeping)
+        return failure_set(failure, TSPOOL_STAGE_WRITER, ENOTSUP, FAILURE_AT(.operation = "keep"), NULL);
+    return host->keeping->create(greeting->fds[HELLO_FD_ROOT], &greeting->hello, keeper, failure);
+}
+
+static int kept_run(const struct writer_host *host, const struct greeting *greeting, struct io *io, const char *note,
+                    struct tspool_failure *failure)
+{
+    struct keeper *keeper = NULL;
+    int error = keeper_create(host, greeting, &keeper, failure);
+
+    if (error < 0) {
+        refuse(host->channel, -error, failure->message);
+        io_destroy(io);
+        return error;
+    }
+    error = machine_run(host, greeting, io, note, keeper, failure);
+    if (keeper)
+        host->keeping->destroy(keeper);
     return error;
 }
 
@@ -226,7 +255,7 @@ static int greeted(const struct writer_host *host, const struct greeting *greeti
         refuse(host->channel, -error, failure.message);
         return 0;
     }
-    return machine_run(host, greeting, io, note, &failure);
+    return kept_run(host, greeting, io, note, &failure);
 }
 
 int writer_host_run(const struct writer_host *host)
@@ -242,11 +271,4 @@ int writer_host_run(const struct writer_host *host)
     error = greeted(host, &greeting);
     greeting_close(&greeting);
     return error;
-}
-
-int writer_run(int channel)
-{
-    const struct writer_host host = { .channel = channel, .term = -1 };
-
-    return writer_host_run(&host);
 }

@@ -13,6 +13,7 @@ extern const struct writer_memory writer_memory_shared; /* sealed memfds and the
 struct writer_host {
     int channel;                   /* the writer's end; stays the caller's */
     int term;                      /* readable when SIGTERM came; -1: none. Stays the caller's */
+    const struct keeping *keeping; /* who keeps the newest checkpoints, where HELLO asks for it; NULL: such a HELLO is refused */
     uint64_t hello_timeout_ns;     /* how long to wait for HELLO; 0: 60 s */
     /* NULL: io_create_uring and io_create_threads. Tests put themselves between. */
     int (*io_create)(void *context, bool uring, const struct io_settings *settings, struct io **io,
@@ -22,6 +23,5 @@ struct writer_host {
 
 /* Returns when the writer has ended: 0 in order, also when it told the trainer that it cannot serve; else -errno. */
 int writer_host_run(const struct writer_host *host);
-/* writer_run (writer.h) is the same with nothing but a channel. */
 
 #endif

@@ -204,6 +204,8 @@ void job_progress(struct job *job, enum message_kind kind)
     progress->depth = writer->transfer.depth;
     progress->direct = writer->mode.direct;
     progress->registered = writer->arena_buffer != IO_NO_BUFFER && writer->io->registered;
+    if (writer->settings.keeper)
+        writer->settings.keeping->account(writer->settings.keeper, &progress->kept);
     connection_send(job->writer, &message);
 }
 

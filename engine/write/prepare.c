@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define ROOM_LOOK_NS 20000000u
+
 _Static_assert(LEAF_BYTES * 2 <= CHUNK_BYTES, "a leaf lies in one chunk or straddles two");
 
 /* Reading the input: on a compute thread ----------------------------------------------------------------------------
@@ -193,6 +195,28 @@ static uint64_t bytes_needed(const struct job *job)
     return needed;
 }
 
+static void root_look(struct job *job);
+
+static void room_waited(struct task *task, int64_t result)
+{
+    if (!task->job->failed)
+        root_look(task->job);
+    job_task_end(task);
+}
+
+/* What is missing may just be freed by retention. Asked once more after it said that nothing more comes: that may have gone
+ * between the look and the answer. */
+static bool room_await(struct job *job)
+{
+    const struct writer_settings *settings = &job->writer->settings;
+
+    if (!settings->keeper || job->room_was_asked)
+        return false;
+    job->room_was_asked = !settings->keeping->makes_room(settings->keeper);
+    job_submit(job, NO_FILE, room_waited, &(struct op){ .kind = OP_TIMER, .deadline_ns = job->writer->tasks.now_ns + ROOM_LOOK_NS });
+    return true;
+}
+
 static void root_looked(struct task *task, int64_t result)
 {
     struct job *job = task->job;
@@ -201,7 +225,7 @@ static void root_looked(struct task *task, int64_t result)
 
     if (result < 0) {
         job_fail_task(job, task, (int)-result);
-    } else if (needed > job->root_stat.free_bytes && !MUTANT(SPACE_NOT_ASKED)) {
+    } else if (needed > job->root_stat.free_bytes && !MUTANT(SPACE_NOT_ASKED) && !room_await(job)) {
         size_text(needed, needed_text);
         size_text(job->root_stat.free_bytes, free_text);
         job_fail(job, ENOSPC, "allocate", job->name,
@@ -209,6 +233,12 @@ static void root_looked(struct task *task, int64_t result)
                  (unsigned long long)needed, free_text, (unsigned long long)job->root_stat.free_bytes);
     }
     job_task_end(task);
+}
+
+static void root_look(struct job *job)
+{
+    job_submit(job, NO_FILE, root_looked,
+               &(struct op){ .kind = OP_STAT, .handle = job->writer->settings.root, .stat = &job->root_stat });
 }
 
 static void name_taken(struct job *job, const char *why)
@@ -240,7 +270,7 @@ void prepare_admit(struct job *job)
         job_fail(job, ECANCELED, "", job->name, "the writer ended before the save was staged");
     if (job->failed)
         return;
-    job_submit(job, NO_FILE, root_looked, &(struct op){ .kind = OP_STAT, .handle = root, .stat = &job->root_stat });
+    root_look(job);
     job_submit(job, NO_FILE, name_looked,
                &(struct op){ .kind = OP_STAT, .handle = root, .name = job->name, .stat = &job->name_stat });
 }

@@ -68,6 +68,8 @@ static void begin(struct writer *writer, const struct message *message, const in
         writer_cannot_begin(writer, &message->attempt, ENOMEM);
         return;
     }
+    if (writer->settings.keeper)
+        writer->settings.keeping->save_begins(writer->settings.keeper);
     if (writer->last_job)
         writer->last_job->next = job;
     else
@@ -203,6 +205,14 @@ void writer_close_handle(struct writer *writer, int handle)
 
 /* Step --------------------------------------------------------------------------------------------------------------- */
 
+static void keeper_tell(const struct writer *writer, const struct job *job)
+{
+    enum save_end end = job->failed ? SAVE_CAME_TO_NOTHING : job_is_part(job) ? SAVE_IS_PART : SAVE_PUBLISHED;
+
+    if (writer->settings.keeper)
+        writer->settings.keeping->save_ends(writer->settings.keeper, end, job->attempt.save_id, job->hidden);
+}
+
 static void jobs_reap(struct writer *writer)
 {
     struct job **link = &writer->first_job, *kept = NULL;
@@ -217,6 +227,7 @@ static void jobs_reap(struct writer *writer)
             continue;
         }
         *link = job->next;
+        keeper_tell(writer, job);
         job_destroy(job);
         reaped = true;
     }

@@ -38,6 +38,23 @@ struct writer_memory {
     uint64_t (*cpu_ns)(void *context); /* CPU time of the calling thread, for accounts; NULL: not accounted */
 };
 
+/* Retention, which stands a floor above (collect/keeper.h): it works between the saves, on a thread of its own. Whoever runs the
+ * machine makes and ends it; the machine tells it of its saves, and asks it for room. All calls return at once. */
+struct keeper;
+enum save_end {
+    SAVE_CAME_TO_NOTHING, /* or its end is not known */
+    SAVE_PUBLISHED,
+    SAVE_IS_PART          /* durable; whoever publishes it is not heard of here */
+};
+struct keeping {
+    int (*create)(int root, const struct message_hello *hello, struct keeper **keeper, struct tspool_failure *failure);
+    void (*save_begins)(struct keeper *keeper);
+    void (*save_ends)(struct keeper *keeper, enum save_end end, const uint8_t save_id[16], const char *hidden);
+    void (*account)(struct keeper *keeper, struct kept_account *account);
+    bool (*makes_room)(struct keeper *keeper); /* true: something is going away, without regard to saves now */
+    void (*destroy)(struct keeper *keeper);    /* waits, a bounded while, for what is going away */
+};
+
 /* What HELLO brought and what the host found out before. Handles stay the caller's and outlive the writer. */
 struct writer_settings {
     struct message_hello hello;         /* decoded, and accepted by writer_hello_refusal */
@@ -47,6 +64,8 @@ struct writer_settings {
     int32_t pid;
     const char *note;                   /* why the io backend is not the preferred one; NULL: it is. Copied */
     const struct writer_memory *memory; /* outlives the writer */
+    const struct keeping *keeping;
+    struct keeper *keeper;              /* NULL: there is none; outlives the writer */
 };
 
 /* Why this build cannot serve that HELLO: a positive errno and a static text, or 0. */
@@ -62,9 +81,5 @@ uint64_t writer_deadline(const struct writer *writer);
 bool writer_finished(const struct writer *writer);
 /* A finished one, or one whose io was destroyed before (a simulated kill). NULL is fine. */
 void writer_destroy(struct writer *writer);
-
-/* The real thing over a channel, until the writer ends (host.h says more): what a thread of the trainer runs with thread
- * isolation. 0 when it ended in order; -errno. The channel stays the caller's. */
-int writer_run(int channel);
 
 #endif

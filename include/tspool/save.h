@@ -142,6 +142,10 @@ struct tspool_save_result {
     char io_note[160];           /* why it is not the preferred mode; empty when it is */
     struct tspool_failure failure;
     char retry_cause[256];       /* why the latest earlier attempt ended, one line; empty during the first */
+    uint64_t removed, removed_bytes; /* by retention (tspool_options.keep): checkpoints that went and bytes that became free since
+                                  * the writer began, and what the last of it failed with, as they stood at the highest level */
+    int keep_error;              /* errno; 0: nothing stayed that was to go. No failure of this save */
+    char keep_left[181];         /* the checkpoint that could not be removed; empty: the root could not be looked over */
 };
 #define TSPOOL_SAVE_RESULT_INIT { .size = sizeof(struct tspool_save_result) }
 

@@ -61,10 +61,12 @@ struct tspool_options {
                                         * below root; 0: 10 s; UINT64_MAX: for ever; 1: not at all (see tspool_open_report) */
     uint32_t submit_batch;             /* io_uring: writes that are handed to the kernel with one call, up to depth; 0: 1, which
                                         * most devices like best: more are merged into fewer, larger requests */
+    uint32_t keep;                     /* after each published save only the newest `keep` checkpoints below root stay, 1..65536:
+                                        * older ones are deleted between the saves, by the writer of rank 0; 0: all stay */
 };
 
 #define TSPOOL_OPTIONS_INIT { sizeof(struct tspool_options), NULL, 0, 0, 0, TSPOOL_IO_AUTO, TSPOOL_ISOLATION_PROCESS, \
-                              0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, 0, 0 }
+                              0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, 0, 0, 0 }
 
 /* Puts what a settings file holds into *options, which TSPOOL_OPTIONS_INIT made: the file that `tspool tune` wrote for a
  * directory. Only members that the file has are changed, and none on failure: -ENOENT, -EBADMSG (no JSON object of that kind; the

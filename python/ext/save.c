@@ -589,7 +589,7 @@ static PyObject *result_give(const struct tspool_save_result *result)
 {
     return Py_BuildValue(
         "{s:i,s:I,s:y#,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:I,s:I,s:N,s:N,s:N,s:N,s:I,s:I,s:I,s:K,s:K,s:K,s:K,s:i,s:s,"
-        "s:s,s:s,s:N}",
+        "s:s,s:s,s:K,s:K,s:i,s:s,s:N}",
         "outcome", (int)result->outcome, "level", result->level, "save_id", (const char *)result->save_id,
         (Py_ssize_t)TSPOOL_SAVE_ID_BYTES, "tensor_bytes", result->tensor_bytes, "file_bytes", result->file_bytes, "staged_bytes",
         result->staged_bytes, "written_bytes", result->written_bytes, "planned_ns", result->planned_ns, "stall_ns",
@@ -600,7 +600,8 @@ static PyObject *result_give(const struct tspool_save_result *result)
         result->item_bytes, "depth", result->depth, "page_bytes", result->page_bytes, "writes", result->writes, "short_writes",
         result->short_writes, "hash_cpu_ns", result->hash_cpu_ns, "stage_cpu_ns", result->stage_cpu_ns, "writer_pid",
         result->writer_pid, "backend", result->backend, "io_note", result->io_note, "retry_cause",
-        result->retry_cause, "failure", failure_give(&result->failure, result->outcome));
+        result->retry_cause, "removed", result->removed, "removed_bytes", result->removed_bytes, "keep_error", result->keep_error,
+        "keep_left", result->keep_left, "failure", failure_give(&result->failure, result->outcome));
 }
 
 static PyObject *save_result(PyObject *self, PyObject *unused)

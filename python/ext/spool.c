@@ -92,18 +92,19 @@ static struct opening *opening_create(PyObject *arguments, PyObject *keywords, P
     static char *names[] = { "root", "writer_path", "excluded_cpus", "arena_bytes", "item_bytes", "depth", "io", "isolation",
                              "bytes_per_second", "staging_threads", "hash_threads", "deadline_ns", "heartbeat_ns",
                              "start_timeout_ns", "shard_bytes", "rank", "world_size", "local_ranks", "buffered", "orphan_wait_ns",
-                             "submit_batch", "settings", "on_arena", NULL };
+                             "submit_batch", "settings", "keep", "on_arena", NULL };
     struct tspool_options options = TSPOOL_OPTIONS_INIT;
     const char *root, *writer_path, *excluded_cpus, *settings;
     unsigned long long arena_bytes, rate, deadline_ns, heartbeat_ns, start_timeout_ns, shard_bytes, orphan_wait_ns;
     int io, isolation, buffered;
     struct opening *opening;
 
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "yyzKIIiiKIIKKKKIIIpKIyO", names, &root, &writer_path, &excluded_cpus,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "yyzKIIiiKIIKKKKIIIpKIyIO", names, &root, &writer_path, &excluded_cpus,
                                      &arena_bytes, &options.item_bytes, &options.depth, &io, &isolation, &rate,
                                      &options.staging_threads, &options.hash_threads, &deadline_ns, &heartbeat_ns,
                                      &start_timeout_ns, &shard_bytes, &options.rank, &options.world_size, &options.local_ranks,
-                                     &buffered, &orphan_wait_ns, &options.submit_batch, &settings, on_arena))
+                                     &buffered, &orphan_wait_ns, &options.submit_batch, &settings,
+                                     &options.keep, on_arena))
         return NULL;
     options.io = (enum tspool_io)io;
     if (*settings && settings_load(settings, &options) < 0)

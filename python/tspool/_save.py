@@ -73,6 +73,12 @@ class SaveResult:
     """why it is not the preferred mode; empty when it is"""
     retry_cause: str
     """why the latest earlier attempt ended; empty during the first"""
+    removed: int
+    """checkpoints that retention (`keep`) removed since the writer began"""
+    removed_bytes: int
+    keep_error: int
+    """errno with which retention last failed to remove one; 0: nothing stayed that was to go"""
+    keep_left: str
     failure: SaveError | None
 
     @property

@@ -46,6 +46,12 @@ def _ns(seconds: float | None) -> int:
     return 0 if seconds is None else max(1, int(seconds * 1e9))
 
 
+def _keep(keep: int | None) -> int:
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep is the number of checkpoints that stay, at least 1, or None for all, not {keep!r}")
+    return keep or 0
+
+
 def publish(root: str | os.PathLike[str], name: str, save_id: bytes, world_size: int) -> None:
     """Makes one checkpoint of what `world_size` ranks saved as `name` under `save_id`, once all parts are durable. By anyone,
     any number of times; it goes on from what stands on disk."""
@@ -108,6 +114,7 @@ class Spool:
         excluded_cpus: str | None = None,
         orphan_wait: float | None = 10.0,
         settings: str | os.PathLike[str] | None = None,
+        keep: int | None = None,
         on_arena: Callable[[int, int, bool], object] | None = None,
     ) -> None:
         self.root = os.fsdecode(root)
@@ -137,6 +144,7 @@ class Spool:
             orphan_wait_ns=_FOR_EVER if orphan_wait is None else _ns(orphan_wait),
             submit_batch=submit_batch,
             settings=b"" if settings is None else os.fsencode(settings),
+            keep=_keep(keep),
             on_arena=on_arena,
         )
         _OPEN.add(self)

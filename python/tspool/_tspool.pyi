@@ -54,6 +54,7 @@ class Spool:
         orphan_wait_ns: int,
         submit_batch: int,
         settings: bytes,
+        keep: int,
         on_arena: Callable[[int, int, bool], object] | None,
     ) -> Spool: ...
     @property

@@ -31,7 +31,7 @@
 #define FDS_MAX 1024
 
 static struct tspool_options options = TSPOOL_OPTIONS_INIT;
-static struct { uint64_t tensors, bytes, reap, ignore; } settings = { 3, 100008, 0, 0 };
+static struct { uint64_t tensors, bytes, reap, ignore, keep; } settings = { 3, 100008, 0, 0, 0 };
 static uint64_t *words[TENSORS_MAX];
 static struct tspool *spool;
 static struct tspool_save *save;
@@ -117,6 +117,8 @@ static void say_end_of_save(void)
     put_text("name", save_name);
     put(", \"level\": %u, \"attempts\": %u, \"writer_pid\": %d", result.level, result.attempts, tspool_writer_pid(spool));
     put_text("retry_cause", result.retry_cause);
+    put(", \"removed\": %llu, \"keep_error\": %d", (unsigned long long)result.removed, result.keep_error);
+    put_text("keep_left", result.keep_left);
     put_failure(&result.failure);
     say_end();
 }
@@ -392,6 +394,7 @@ static void setting_take(const char *text)
         { "ignore", &settings.ignore, 1 }, { "arena", &options.arena_bytes, 1 }, { "rate", &options.bytes_per_second, 1 },
         { "deadline_ms", &options.deadline_ns, 1000000 }, { "heartbeat_ms", &options.heartbeat_ns, 1000000 },
         { "start_ms", &options.start_timeout_ns, 1000000 }, { "shard", &options.shard_bytes, 1 },
+        { "keep", &settings.keep, 1 },
     };
     const char *value = strchr(text, '=');
     size_t key_size = value ? (size_t)(value - text) : 0;
@@ -422,6 +425,7 @@ int main(int argc, char **argv)
     options.arena_bytes = (uint64_t)32 << 20;
     for (int i = 3; i < argc; i++)
         setting_take(argv[i]);
+    options.keep = (uint32_t)settings.keep;
     for (uint64_t i = 0; i < settings.tensors; i++) {
         words[i] = mmap(NULL, settings.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (words[i] == MAP_FAILED)

@@ -191,6 +191,8 @@ Test(message, hello_is_held_to_what_the_writer_computes_with)
     REFUSES(MESSAGE_HELLO, m.hello.buffered = 2);
     REFUSES(MESSAGE_HELLO, m.hello.registered = 2);
     REFUSES(MESSAGE_HELLO, m.hello.trainer_pid = (uint32_t)INT32_MAX + 1);
+    REFUSES(MESSAGE_HELLO, m.hello.keep = KEEP_MAX + 1);
+    ACCEPTS(MESSAGE_HELLO, m.hello.keep = KEEP_MAX);
     ACCEPTS(MESSAGE_HELLO, m.hello.trainer_pid = INT32_MAX);
     ACCEPTS(MESSAGE_HELLO, m.hello.item_bytes = CHUNK_BYTES);
     ACCEPTS(MESSAGE_HELLO, m.hello.depth = 1024);
@@ -238,6 +240,8 @@ Test(message, chunks_slots_progress_and_failures_are_held_to_their_ranges)
     REFUSES(MESSAGE_FAILED, m.failure.error = 4096);
     REFUSES(MESSAGE_WRITTEN, m.progress.direct = 2);
     REFUSES(MESSAGE_DURABLE, m.progress.short_writes = 1);
+    REFUSES(MESSAGE_PUBLISHED, m.progress.kept.error = -1);
+    REFUSES(MESSAGE_PUBLISHED, memset(m.progress.kept.left, 'x', sizeof(m.progress.kept.left)));
     REFUSES(MESSAGE_FAILED, m.failure.error = 0);
     REFUSES(MESSAGE_FAILED, m.failure.error = -EIO);
     REFUSES(MESSAGE_UNKNOWN, m.failure.stage = TSPOOL_STAGE_WRITER + 1);
