@@ -155,7 +155,7 @@ struct job {
     struct task record_task;
     bool record_waits;                    /* for a place among the writes of part records */
     bool name_exists, directory_made, part_made, is_orphan;
-    bool room_was_asked;                  /* retention frees nothing more: the free space is looked at for the last time */
+    uint64_t room_denied_ns;              /* when retention said that it frees nothing more; 0: it has not */
     int directory, part_handle;           /* -1 */
     struct job_replaced replaced;
     struct job_shared shared;

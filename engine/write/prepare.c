@@ -204,16 +204,22 @@ static void room_waited(struct task *task, int64_t result)
     job_task_end(task);
 }
 
-/* What is missing may just be freed by retention. Asked once more after it said that nothing more comes: that may have gone
- * between the look and the answer. */
-static bool room_await(struct job *job)
+/* What is missing may just be freed by retention. False when it is not, and this op was begun after that was said. */
+static bool room_await(const struct task *task, void (*waited)(struct task *task, int64_t result))
 {
-    const struct writer_settings *settings = &job->writer->settings;
+    const struct writer_settings *settings = &task->writer->settings;
+    uint64_t now_ns = task->writer->tasks.now_ns;
+    struct job *job = task->job;
 
-    if (!settings->keeper || job->room_was_asked)
+    if (!settings->keeper || job->failed)
         return false;
-    job->room_was_asked = !settings->keeping->makes_room(settings->keeper);
-    job_submit(job, NO_FILE, room_waited, &(struct op){ .kind = OP_TIMER, .deadline_ns = job->writer->tasks.now_ns + ROOM_LOOK_NS });
+    if (settings->keeping->makes_room(settings->keeper))
+        job->room_denied_ns = 0;
+    else if (job->room_denied_ns == 0)
+        job->room_denied_ns = now_ns;
+    else if (task->submitted_ns >= job->room_denied_ns)
+        return false;
+    job_submit(job, task->file, waited, &(struct op){ .kind = OP_TIMER, .deadline_ns = now_ns + ROOM_LOOK_NS });
     return true;
 }
 
@@ -225,7 +231,7 @@ static void root_looked(struct task *task, int64_t result)
 
     if (result < 0) {
         job_fail_task(job, task, (int)-result);
-    } else if (needed > job->root_stat.free_bytes && !MUTANT(SPACE_NOT_ASKED) && !room_await(job)) {
+    } else if (needed > job->root_stat.free_bytes && !MUTANT(SPACE_NOT_ASKED) && !room_await(task, room_waited)) {
         size_text(needed, needed_text);
         size_text(job->root_stat.free_bytes, free_text);
         job_fail(job, ENOSPC, "allocate", job->name,
@@ -431,10 +437,34 @@ void prepare_open(struct job *job)
 }
 
 /* Blocks before bytes: no space shows here, and extending writes are half as fast. */
+static void file_allocate(struct job *job, uint32_t file);
+
+static void allocation_waited(struct task *task, int64_t result)
+{
+    if (!task->job->failed)
+        file_allocate(task->job, task->file);
+    job_task_end(task);
+}
+
+/* The space that a file system says to be free need not be free for files. */
+static void allocated(struct task *task, int64_t result)
+{
+    if (result != -ENOSPC || !room_await(task, allocation_waited)) {
+        job_checked(task, result);
+        return;
+    }
+    job_task_end(task);
+}
+
+static void file_allocate(struct job *job, uint32_t file)
+{
+    job_submit(job, file, allocated,
+               &(struct op){ .kind = OP_ALLOCATE, .handle = job->files[file].handle, .size = job->files[file].allocated });
+}
+
 void prepare_allocate(struct job *job)
 {
     for (uint32_t i = 0; i < job->file_count; i++)
         if (job->files[i].allocated > 0)
-            job_submit(job, i, job_checked,
-                       &(struct op){ .kind = OP_ALLOCATE, .handle = job->files[i].handle, .size = job->files[i].allocated });
+            file_allocate(job, i);
 }

@@ -47,7 +47,7 @@ def until_deleting(root):
 
 def save(trainer, step):
     end = trainer.save(name_of(step), step)
-    assert end["event"] == "published", end
+    assert end["event"] == "published", (end["message"], os.listdir(trainer.root))
     return end
 
 
