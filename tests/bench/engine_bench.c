@@ -1,16 +1,17 @@
 /* bench/engine_bench.c - one trainer with a warm arena that measures on command, so that bench.py can interleave it with fio.
  *
  *     engine_bench --root DIR --writer PATH --state gpt2|small [--io uring|threads] [--background]
- *                  [--hash-threads N] [--depth N]
+ *                  [--hash-threads N] [--depth N] [--keep N]
  *
  * Reads a command per line, answers with one JSON object per line:
  *     save    a whole save: stall, durable time (commit inside), CPU of this process and of the writer, memory, page cache
+ *     soon    the same after the training step only, at_once without that too: beside what an earlier save left to be done
  *     load    a verified read of the last save into memory that was touched before
  *     killed  a save whose writer is killed (SIGKILL) when half of its bytes are written: time to durable, attempts
  *     copy    the best copy of the same bytes by two threads into warm memory: memcpy or non-temporal stores, whichever wins
  *     bare    a loop of writes of the same bytes from warm memory of that size, and nothing else (bare.h)
  *     quit
- * Before each measure 3 GiB of memory are touched and given back: a virtual machine that gave pages back to its host would
+ * Before each other measure 3 GiB of memory are touched and given back: a virtual machine that gave pages back to its host would
  * otherwise charge their return to whoever comes first. Then a training step writes every tensor.
  */
 #include "bare.h"
@@ -165,7 +166,9 @@ static void writer_kill_halfway(struct bench *bench, struct tspool_save *save)
     kill(tspool_writer_pid(bench->spool), SIGKILL);
 }
 
-static void bench_save(struct bench *bench, bool kill_writer)
+enum before { PRIMED, TRAINED, AT_ONCE };
+
+static void bench_save(struct bench *bench, enum before before, bool kill_writer)
 {
     struct tspool_save_result result = TSPOOL_SAVE_RESULT_INIT;
     struct tspool_failure failure = TSPOOL_FAILURE_INIT;
@@ -175,8 +178,10 @@ static void bench_save(struct bench *bench, bool kill_writer)
     char name[32];
 
     snprintf(name, sizeof(name), "bench-%06u", ++bench->number);
-    prime();
-    train(bench);
+    if (before == PRIMED)
+        prime();
+    if (before != AT_ONCE)
+        train(bench);
     cache = kilobyte_line("/proc/meminfo", "Cached");
     cpu = seconds(CLOCK_PROCESS_CPUTIME_ID) + process_cpu(writer);
     started = seconds(CLOCK_MONOTONIC);
@@ -332,7 +337,8 @@ static void bench_open(struct bench *bench, const struct tspool_options *options
 int main(int argc, char **argv)
 {
     static const struct option names[] = { { "root", 1, 0, 'r' }, { "writer", 1, 0, 'w' }, { "state", 1, 0, 's' }, { "io", 1, 0, 'i' },
-                                           { "background", 0, 0, 'b' }, { "hash-threads", 1, 0, 'h' }, { "depth", 1, 0, 'd' }, { 0 } };
+                                           { "background", 0, 0, 'b' }, { "hash-threads", 1, 0, 'h' }, { "depth", 1, 0, 'd' },
+                                           { "keep", 1, 0, 'k' }, { 0 } };
     struct tspool_options options = TSPOOL_OPTIONS_INIT;
     struct bench bench = { 0 };
     const char *state = "gpt2";
@@ -347,6 +353,7 @@ int main(int argc, char **argv)
         case 'b': bench.background = true; break;
         case 'h': options.hash_threads = (uint32_t)atoi(optarg); break;
         case 'd': options.depth = (uint32_t)atoi(optarg); break;
+        case 'k': options.keep = (uint32_t)atoi(optarg); break;
         default: return 2;
         }
     bench.root = options.root;
@@ -358,9 +365,13 @@ int main(int argc, char **argv)
     printf("{\"ready\": true, \"bytes\": %llu, \"tensors\": %zu}\n", (unsigned long long)bench.state.bytes, bench.state.count);
     while (fgets(line, sizeof(line), stdin)) {
         if (!strcmp(line, "save\n"))
-            bench_save(&bench, false);
+            bench_save(&bench, PRIMED, false);
+        else if (!strcmp(line, "soon\n"))
+            bench_save(&bench, TRAINED, false);
+        else if (!strcmp(line, "at_once\n"))
+            bench_save(&bench, AT_ONCE, false);
         else if (!strcmp(line, "killed\n"))
-            bench_save(&bench, true);
+            bench_save(&bench, PRIMED, true);
         else if (!strcmp(line, "bare\n"))
             bench_bare(&bench);
         else if (!strcmp(line, "load\n"))
