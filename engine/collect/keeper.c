@@ -10,6 +10,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <proc/proc.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -316,6 +318,21 @@ static struct keeper *keeper_make(int root, uint32_t keep)
     return keeper;
 }
 
+/* It inherits the CPUs of the writer's thread, which may be fewer than the process has. */
+static int thread_begin(struct keeper *keeper)
+{
+    sigset_t all, before;
+    int error;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    error = -pthread_create(&keeper->thread, NULL, keeper_main, keeper);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error == 0)
+        pthread_setname_np(keeper->thread, "tspool-keeper");
+    return error;
+}
+
 static int keeper_create(int root, const struct message_hello *hello, struct keeper **keeper, struct tspool_failure *failure)
 {
     struct keeper *made = keeper_make(root, hello->keep);
@@ -323,7 +340,7 @@ static int keeper_create(int root, const struct message_hello *hello, struct kee
 
     if (!made)
         return failure_set(failure, TSPOOL_STAGE_WRITER, ENOMEM, FAILURE_NOWHERE, NULL);
-    error = thread_start(&made->thread, "tspool-keeper", NULL, keeper_main, made);
+    error = thread_begin(made);
     if (error < 0) {
         keeper_free(made);
         return failure_set(failure, TSPOOL_STAGE_WRITER, -error, FAILURE_AT(.operation = "thread"), THREAD_CAUSE);

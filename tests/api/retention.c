@@ -6,12 +6,12 @@
 #include "rig.h"
 
 #include <criterion/criterion.h>
-#include <criterion/parameterized.h>
+#include <dirent.h>
 #include <errno.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 static struct rig rig;
@@ -166,6 +166,47 @@ Test(retention, checkpoints_of_several_ranks_go_too)
     for (unsigned rank = 0; rank < 2; rank++)
         cr_assert_eq(tspool_close(spools[rank], MINUTE_NS, NULL), 0);
     assert_nothing_but(&rig, five + 2, 1);
+}
+
+static pid_t thread_find(const char *wanted)
+{
+    DIR *tasks = opendir("/proc/self/task");
+    struct dirent *task;
+    pid_t found = 0;
+
+    while (!found && (task = readdir(tasks))) {
+        char path[300], name[32] = "";
+        FILE *file;
+
+        snprintf(path, sizeof(path), "/proc/self/task/%s/comm", task->d_name);
+        if (!(file = fopen(path, "r")))
+            continue;
+        if (fscanf(file, "%31s", name) == 1 && strcmp(name, wanted) == 0)
+            found = atoi(task->d_name);
+        fclose(file);
+    }
+    closedir(tasks);
+    return found;
+}
+
+Test(retention, its_thread_keeps_off_excluded_cpus)
+{
+    struct tspool *spool;
+    cpu_set_t allowed;
+
+    if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+        cr_skip_test("there is one CPU only");
+    sched_getaffinity(0, sizeof(allowed), &allowed);
+    if (!CPU_ISSET(0, &allowed) || CPU_COUNT(&allowed) < 2)
+        cr_skip_test("CPU 0 is none of ours, or the only one");
+    rig.options.isolation = TSPOOL_ISOLATION_THREAD;
+    rig.options.excluded_cpus = "0";
+    rig.options.keep = 1;
+    spool = rig_open(&rig);
+    cr_assert_gt(thread_find("tspool-keeper"), 0);
+    cr_assert_eq(sched_getaffinity(thread_find("tspool-keeper"), sizeof(allowed), &allowed), 0);
+    cr_expect_not(CPU_ISSET(0, &allowed));
+    cr_assert_eq(tspool_close(spool, MINUTE_NS, NULL), 0);
 }
 
 Test(retention, more_than_it_can_count_is_refused)
