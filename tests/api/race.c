@@ -1,6 +1,6 @@
 /* api/race.c - everything at once on one spool, for ThreadSanitizer. First with thread isolation: callers' threads, staging
  * threads, the supervisor, the writer and the threads of both backends are all in this process. Then with writer processes,
- * which are killed again and again: no save may notice.
+ * which are killed again and again: no save may notice. Retention deletes what was saved before the callers began.
  *
  * A plain program: Criterion's sandbox does not start under ThreadSanitizer.
  */
@@ -15,9 +15,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <tspool/tspool.h>
+#include <unistd.h>
 
 #define CALLERS 4u
 #define ROUNDS 3u
+#define OLD 3u
 #define ELEMENTS 5000011u /* two chunks */
 #define MINUTE_NS (60 * (uint64_t)1000000000)
 
@@ -170,6 +172,33 @@ static void *killer_main(void *argument)
     return NULL;
 }
 
+static char *old_path(unsigned number, char path[64])
+{
+    snprintf(path, 64, "%s/old-%u", root, number);
+    return path;
+}
+
+static void old_save(void)
+{
+    for (unsigned i = 0; i < OLD; i++) {
+        char path[64];
+        struct tspool_save *save = declare(0, strrchr(old_path(i, path), '/') + 1, TSPOOL_STAGING_NOW);
+
+        REQUIRE(tspool_save_submit(save, NULL) == 0);
+        REQUIRE(follow(save) == TSPOOL_OUTCOME_PUBLISHED);
+        tspool_save_free(save);
+    }
+}
+
+/* The last of them stays when "again" was given up each time. */
+static void old_are_gone(void)
+{
+    char path[64];
+
+    for (unsigned i = 0; i < OLD - 1; i++)
+        REQUIRE(access(old_path(i, path), F_OK) < 0);
+}
+
 static void run(enum tspool_isolation isolation)
 {
     struct tspool_options options = TSPOOL_OPTIONS_INIT;
@@ -183,11 +212,13 @@ static void run(enum tspool_isolation isolation)
     options.isolation = isolation;
     options.io = TSPOOL_IO_THREADS;
     options.heartbeat_ns = 20000000000; /* sanitizers are slow */
+    options.keep = CALLERS + 1; /* theirs and "again" */
     REQUIRE(tspool_open(&options, &spool, NULL) == 0);
-    for (unsigned i = 0; i < CALLERS; i++) {
-        data[i] = malloc(ELEMENTS * sizeof(float));
+    for (unsigned i = 0; i < CALLERS; i++)
+        REQUIRE((data[i] = calloc(ELEMENTS, sizeof(float))) != NULL);
+    old_save();
+    for (unsigned i = 0; i < CALLERS; i++)
         REQUIRE(pthread_create(&threads[i], NULL, caller_main, (void *)(uintptr_t)i) == 0);
-    }
     if (isolation == TSPOOL_ISOLATION_PROCESS)
         REQUIRE(pthread_create(&killer, NULL, killer_main, &kills) == 0);
     for (unsigned i = 0; i < CALLERS; i++)
@@ -199,6 +230,8 @@ static void run(enum tspool_isolation isolation)
         printf("%u writers were killed\n", kills);
     }
     REQUIRE(tspool_close(spool, MINUTE_NS, NULL) == 0);
+    if (isolation == TSPOOL_ISOLATION_THREAD) /* the last writer process may have had nothing to publish */
+        old_are_gone();
     for (unsigned i = 0; i < CALLERS; i++) {
         check(i);
         free(data[i]);
