@@ -361,6 +361,6 @@ static void keeper_destroy(struct keeper *keeper)
 }
 
 const struct keeping keeper_keeping = {
-    .create = keeper_create, .save_begins = save_begins, .save_ends = save_ends, .makes_room = makes_room, .account = account_give,
-    .destroy = keeper_destroy,
+    .create = keeper_create, .save_begins = save_begins, .save_ends = save_ends, .account = account_give,
+    .makes_room = makes_room, .destroy = keeper_destroy,
 };

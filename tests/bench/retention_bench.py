@@ -34,8 +34,8 @@ class Trainer:
         self.kind, self.keep, self.root = kind, options.keep, os.path.join(options.dir, kind)
         os.makedirs(self.root)
         retention = ["--keep", str(options.keep)] if kind == "keep" else []
-        self.process = subprocess.Popen([options.engine, "--root", self.root, "--writer", options.writer, "--state", "gpt2", *retention],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [options.engine, "--root", self.root, "--writer", options.writer, "--state", "gpt2", *retention]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.answer()
 
     def answer(self):
@@ -51,7 +51,8 @@ class Trainer:
 
     def old(self):
         names = os.listdir(self.root)
-        return sorted(name for name in names if not name.startswith("."))[:-self.keep], [name for name in names if name.startswith(".")]
+        published = sorted(name for name in names if not name.startswith("."))
+        return published[:-self.keep], [name for name in names if name.startswith(".")]
 
     def beside_unlinked(self, command):
         oldest = self.old()[0][:1] if self.kind == "unlinked" else []
@@ -106,8 +107,8 @@ def summary(measured):
                                          "max": max(seconds["none"])}
         for kind in KINDS[1:]:
             ratios = [none / other for none, other in zip(seconds["none"], seconds[kind])]
-            result[f"{command}: {kind} / none, throughput"] = {
-                "median": statistics.median(seconds["none"]) / statistics.median(seconds[kind]), "min": min(ratios), "max": max(ratios)}
+            median = statistics.median(seconds["none"]) / statistics.median(seconds[kind])
+            result[f"{command}: {kind} / none, throughput"] = {"median": median, "min": min(ratios), "max": max(ratios)}
     return result
 
 
@@ -115,7 +116,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("engine")
     parser.add_argument("writer")
-    parser.add_argument("--dir", default=os.environ.get("TSPOOL_BENCH_DIR", "."), help="file system to measure (default: here)")
+    parser.add_argument("--dir", default=os.environ.get("TSPOOL_BENCH_DIR", "."), help="file system to measure")
     parser.add_argument("--turns", type=int, default=7, help="three saves each (7: twenty-one saves, and three before)")
     parser.add_argument("--keep", type=int, default=2)
     parser.add_argument("--json", help="write every figure there")

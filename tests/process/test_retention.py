@@ -1,5 +1,5 @@
-"""Retention beside a writer, on real file systems: what is kept stands and holds its bytes whoever dies in the middle, a save that
-begins meanwhile is not harmed, and one that lacks the room gets it.
+"""Retention beside a writer, on real file systems: what is kept stands and holds its bytes whoever dies in the middle, a save
+that begins meanwhile is not harmed, and one that lacks the room gets it.
 
 Many small files make the middle of a deletion a place that one can meet.
 """

@@ -393,8 +393,8 @@ static void each_op_is_cut(enum sim_action action, int error, bool between_saves
 }
 
 Test(collect, killed_at_each_operation_is_finished_by_the_next_run) { each_op_is_cut(SIM_KILL, 0, false, "killed"); }
-Test(collect, killed_at_each_operation_between_saves_is_finished_by_the_next_run) { each_op_is_cut(SIM_KILL, 0, true, "killed"); }
-Test(collect, error_of_each_operation_between_saves_is_mended_by_the_next_run) { each_op_is_cut(SIM_FAIL, EIO, true, "EIO"); }
+Test(collect, killed_at_each_operation_between_saves_is_finished_too) { each_op_is_cut(SIM_KILL, 0, true, "killed"); }
+Test(collect, error_of_each_operation_between_saves_is_mended_too) { each_op_is_cut(SIM_FAIL, EIO, true, "EIO"); }
 Test(collect, error_of_each_operation_is_mended_by_the_next_run) { each_op_is_cut(SIM_FAIL, EIO, false, "EIO"); }
 Test(collect, late_error_of_each_operation_is_mended_by_the_next_run) { each_op_is_cut(SIM_FAIL_AFTER, EIO, false, "late EIO"); }
 
