@@ -77,8 +77,8 @@ def swept(tmp_path_factory):
     header = json.dumps({"weight": {"dtype": "F32", "shape": [MIB], "data_offsets": [0, 4 * MIB]}}).encode()
     checkpoint.write_bytes(struct.pack("<Q", len(header)) + header + os.urandom(4 * MIB))
     life = ("--life", checkpoint) if shutil.which(TSPOOL) else ()
-    done = run("nvme/nvme-sweep", *QUICK, "--bs", "64k,512k", "--jobs", "1,2", "--cliff", "16m", "--together", *life, "--out", "results", "one", "two/",
-               cwd=folder)
+    done = run("nvme/nvme-sweep", *QUICK, "--bs", "64k,512k", "--jobs", "1,2", "--cliff", "16m", "--together", *life, "--out",
+               "results", "one", "two/", cwd=folder)
     return folder, done
 
 
@@ -151,7 +151,8 @@ def test_device_is_swept_with_consent_only(loop, tmp_path):
     assert refused.returncode == 2 and f"--destroy-data-on={loop}" in refused.stderr
     other = run("nvme/nvme-sweep", *QUICK, "--destroy-data-on=/dev/other", loop, cwd=tmp_path)
     assert other.returncode == 2 and start_of(loop) == b"precious"
-    agreed = run("nvme/nvme-sweep", *QUICK, "--bs", "512k", "--engines", "fio", f"--destroy-data-on={loop}", "--out", "results", loop, cwd=tmp_path)
+    agreed = run("nvme/nvme-sweep", *QUICK, "--bs", "512k", "--engines", "fio", f"--destroy-data-on={loop}", "--out",
+                 "results", loop, cwd=tmp_path)
     assert agreed.returncode == 0, agreed.stderr
     assert {row["rw"] for row in rows_of(tmp_path / "results/sweep.csv")} == {"write", "read"}
     assert start_of(loop) != b"precious"
@@ -185,8 +186,8 @@ def test_results_are_never_mixed(tmp_path):
 # nvme-precondition --------------------------------------------------------------------------------------------------------
 
 def test_precondition_writes_the_whole_device_and_looks_for_a_steady_state(loop, tmp_path):
-    done = run("nvme/nvme-precondition", f"--destroy-data-on={loop}", "--passes", "1", "--rounds", "9", "--within", "100", loop, "--out",
-               "results", cwd=tmp_path)
+    done = run("nvme/nvme-precondition", f"--destroy-data-on={loop}", "--passes", "1", "--rounds", "9", "--within", "100",
+               loop, "--out", "results", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     meta = json.loads((tmp_path / "results/meta.json").read_text())
     assert meta["steady_state"] == "reached" and len(meta["rounds_bw_bytes"]) == 5, "five rounds are the fewest that can agree"
@@ -259,7 +260,7 @@ def drive(tmp_path):
     programs.mkdir()
     cases = "\n".join(f"{name}) echo '{json.dumps(answer)}' ;;" for name, answer in ANSWERS.items())
     for name, text in {"lsblk": 'case "$*" in *NAME,TYPE*) echo "nvme0n1 disk" ;; *) echo nvme0n1 ;; esac',
-                       "nvme": f'case $1 in\n{cases}\nget-feature) echo "get-feature:0x02, Current value:0x00000001" ;;\nesac'}.items():
+                       "nvme": f'case $1 in\n{cases}\nget-feature) echo "Current value:0x00000001" ;;\nesac'}.items():
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
     return {"PATH": f"{programs}:{os.environ['PATH']}"}
@@ -281,8 +282,8 @@ def test_report_takes_in_what_an_nvme_drive_says(drive, tmp_path):
 
 def test_report_without_nvme_cli_names_the_package(drive, tmp_path):
     """A PATH of only what the script needs otherwise."""
-    needed = ("bash", "jq", "readlink", "dirname", "basename", "sed", "awk", "grep", "sort", "find", "wc", "nproc", "date", "uname", "id",
-              "findmnt", "cat", "ls", "df", "tail")
+    needed = ("bash", "jq", "readlink", "dirname", "basename", "sed", "awk", "grep", "sort", "find", "wc", "nproc", "date",
+              "uname", "id", "findmnt", "cat", "ls", "df", "tail")
     for name in needed:
         os.symlink(shutil.which(name), tmp_path / "programs" / name)
     (tmp_path / "programs/nvme").unlink()

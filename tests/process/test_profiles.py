@@ -124,8 +124,8 @@ def test_reads_are_throttled_beside_the_save(fio, jobs_of):
 
 def test_fio_refuses_a_profile_without_its_variables(fio, tmp_path):
     for name in NAMES:
-        done = subprocess.run(["fio", str(PROFILES / f"{name}.fio")], env=without("DIR", *SMALL), cwd=tmp_path, capture_output=True,
-                              text=True)
+        done = subprocess.run(["fio", str(PROFILES / f"{name}.fio")], env=without("DIR", *SMALL), cwd=tmp_path,
+                              capture_output=True, text=True)
         assert done.returncode != 0 and "${" in done.stderr + done.stdout, name
     assert os.listdir(tmp_path) == []
 
