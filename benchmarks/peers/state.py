@@ -33,10 +33,13 @@ def bytes_of(shapes: Shapes) -> int:
 def shapes_of(kind: str, limit: int | None) -> Shapes:
     """limit: about so many bytes. Large tensors shrink in their first dimension, of small ones there are fewer."""
     shapes = {"gpt2": gpt2_shapes, "small": small_shapes}[kind]()
-    share = min(1.0, limit / bytes_of(shapes)) if limit else 1.0
     if kind == "small":
-        return dict(list(shapes.items())[:max(1, round(share * len(shapes)))])
-    return {name: (max(1, round(share * shape[0])), *shape[1:]) if len(shape) > 1 else shape for name, shape in shapes.items()}
+        count = round(len(shapes) * limit / bytes_of(shapes)) if limit else len(shapes)
+        return dict(list(shapes.items())[:max(1, count)])
+    vectors = {name: shape for name, shape in shapes.items() if len(shape) == 1}
+    shares = (limit - bytes_of(vectors)) / (bytes_of(shapes) - bytes_of(vectors)) if limit else 1.0
+    share = min(1.0, max(0.0, shares))
+    return {name: shape if name in vectors else (max(1, round(share * shape[0])), *shape[1:]) for name, shape in shapes.items()}
 
 
 def state_of(shapes: Shapes, seed: int = 1) -> dict[str, Any]:

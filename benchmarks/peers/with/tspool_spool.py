@@ -41,6 +41,7 @@ class SpoolBackground(SpoolNow):
     nothing between; one whose backward pass runs meanwhile waits less."""
     name = "tspool Spool.save background"
     staging = "background"
+    loads = False    # what Spool.save wrote is the same
 
     def save(self, path: pathlib.Path) -> None:
         super().save(path)
