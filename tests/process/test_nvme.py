@@ -129,8 +129,21 @@ def test_life_has_the_steps_in_their_order(swept):
     folder, _ = swept
     for target in ("one", "two"):
         events = [row for row in rows_of(folder / "results/life.csv") if row["target"] == target]
-        assert [event["event"] for event in events] == ["planned", "staged", "written", "durable", "published"]
+        assert [event["event"] for event in events] == ["planned", "staged", "written", "synced", "durable", "published"]
         assert [float(event["seconds"]) for event in events] == sorted(float(event["seconds"]) for event in events)
+
+
+def test_life_of_a_state_in_memory(tmp_path):
+    if not has_bench():
+        pytest.skip("this tspool has no bench command")
+    (tmp_path / "here").mkdir()
+    done = run("nvme/nvme-sweep", *QUICK, "--rw", "write", "--bs", "512k", "--engines", "fio", "--life", "4 x 1m", "--out", "results",
+               "here", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    events = rows_of(tmp_path / "results/life.csv")
+    assert [event["event"] for event in events] == ["planned", "staged", "written", "synced", "durable", "published"]
+    assert float(events[-1]["seconds"]) > 0 and float(events[-1]["file_bytes"]) >= 4 * MIB
+    assert os.listdir(tmp_path / "here") == []
 
 
 def test_interrupted_sweep_leaves_nothing(tmp_path):
@@ -341,6 +354,20 @@ def test_busy_rounds_are_left_out_while_there_are_calm_ones(matplotlib):
     rounds = [{"bw_bytes": value, "foreign": foreign} for value, foreign in (("10", "0.01"), ("12", "0.02"), ("90", "0.6"))]
     assert module.figure_of(rounds, "bw_bytes") == 11
     assert module.figure_of(rounds[2:], "bw_bytes") == 90
+
+
+EVENTS = "".join(json.dumps({"event": event, "name": "x", "seconds": at / 10}) + "\n"
+                 for at, event in enumerate(("planned", "staged", "written", "durable", "published")))
+BENCH = json.dumps({"jobs": [{"jobname": "usual", "tspool": {"saves": [
+    {"bytes": MIB, "planned": 0.1, "staged": 0.2, "written": 0.3, "synced": 0.4, "durable": 0.5, "published": 0.5}]}}]})
+
+
+@pytest.mark.parametrize("text", [EVENTS, BENCH], ids=["copy", "bench"])
+def test_life_is_drawn_from_what_a_command_printed(matplotlib, tmp_path, text):
+    (tmp_path / "printed").write_text(text)
+    done = plot(tmp_path / "printed", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path / "out")) == ["life.png", "report.html"] and min(picture_size(tmp_path / "out/life.png")) >= 250
 
 
 @pytest.mark.parametrize("name, text, said", [
