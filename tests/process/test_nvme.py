@@ -105,7 +105,7 @@ def test_sweep_removes_its_files(swept):
 def test_sweep_says_what_it_lacks(swept):
     folder, done = swept
     meta = json.loads((folder / "results/meta.json").read_text())
-    assert meta["targets"] == ["one", "two"] and meta["versions"]["fio"].startswith("fio-")
+    assert meta["targets"] == ["one", "two"] and re.match(r"\d+\.", meta["versions"]["fio"])
     assert ("tspool bench" in " ".join(meta["missing"])) == (not has_bench()) == ("missing: tspool bench" in done.stderr)
 
 

@@ -94,7 +94,7 @@ fio_engine() { # io_uring where the kernel lets us; else the oldest way that has
     rm -rf "$probe"
 }
 
-fio_version() { fio --version 2>/dev/null || echo none; }
+fio_version() { fio --version 2>/dev/null | sed 's/^fio-//'; }
 
 per_second() { # LOG MEAN TARGET: fio's bandwidth log as "target,second,bw_bytes"; a run of under a second has no line in it
     awk -F', *' -v target="$3" -v mean="$2" '
