@@ -15,6 +15,7 @@ import os
 import pathlib
 import platform
 import random
+import re
 import selectors
 import shutil
 import statistics
@@ -179,33 +180,35 @@ def answer_of(process: subprocess.Popen[str], deadline: float, watch: Watch | No
 
 def measured(name: str, measure: str, options: argparse.Namespace) -> dict[str, Any]:
     """In a fresh process and a fresh folder, which is removed afterwards, outside every clock."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="tspool-peer-", dir=options.dir))
-    log = open(options.out / "log" / f"{name}-{measure}.txt".replace("/", "-").replace(" ", "-"), "w")
-    command = [sys.executable, str(HERE / "one.py"), name, measure, "--folder", str(folder), "--state", options.state,
-               "--prime", str(options.prime)] + (["--bytes", str(options.bytes)] if options.bytes else [])
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                               start_new_session=True)
-    try:
-        deadline = time.monotonic() + options.timeout
-        answer_of(process, deadline)
-        bare = memory_of(family(process.pid)), open_files_of(family(process.pid))
-        go_on(process)
-        answer_of(process, deadline)
-        watch = Watch(process.pid, *bare)
-        go_on(process)
-        result = answer_of(process, deadline, watch)
-        result |= watch.end() | {"peer": name, "measure": measure, "page_cache": cached_bytes(folder / "second")}
-        family_cpu = result.pop("cpu_family")
-        result.setdefault("cpu", 0.0)
-        if not result.pop("times_itself", False):
-            result["cpu"] = max(result["cpu"], family_cpu)
-        go_on(process)
-        process.wait(60)
-        return result
-    finally:
-        ended(process)
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)
+    log = options.out / "log" / re.sub(r"[^A-Za-z0-9.]+", "-", f"{name}-{measure}.txt")
+    with tempfile.TemporaryDirectory(prefix="tspool-peer-", dir=options.dir, ignore_cleanup_errors=True) as folder, \
+            open(log, "w") as file:
+        command = [sys.executable, str(HERE / "one.py"), name, measure, "--folder", folder, "--state", options.state,
+                   "--prime", str(options.prime)] + (["--bytes", str(options.bytes)] if options.bytes else [])
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True,
+                                   start_new_session=True)
+        try:
+            return watched(process, pathlib.Path(folder), time.monotonic() + options.timeout) | {"peer": name, "measure": measure}
+        finally:
+            ended(process)
+
+
+def watched(process: subprocess.Popen[str], folder: pathlib.Path, deadline: float) -> dict[str, Any]:
+    answer_of(process, deadline)
+    bare = memory_of(family(process.pid)), open_files_of(family(process.pid))
+    go_on(process)
+    answer_of(process, deadline)
+    watch = Watch(process.pid, *bare)
+    go_on(process)
+    result = answer_of(process, deadline, watch)
+    result |= watch.end() | {"page_cache": cached_bytes(folder / "second")}
+    family_cpu = result.pop("cpu_family")
+    result.setdefault("cpu", 0.0)
+    if not result.pop("times_itself", False):
+        result["cpu"] = max(result["cpu"], family_cpu)
+    go_on(process)
+    process.wait(60)
+    return result
 
 
 def ended(process: subprocess.Popen[str]) -> None:
@@ -226,13 +229,24 @@ def ended(process: subprocess.Popen[str]) -> None:
 # All of them --------------------------------------------------------------------------------------------------------------
 
 def rounds_run(options: argparse.Namespace, wanted: list[type[peers.Peer]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    results, left_out = [], {}
-    chance = random.Random(options.seed)
+    """(results, why who was left out); Ctrl-C ends it early, and what was measured until then counts."""
+    results: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
     for kind in wanted:
         try:
             peers.version_of(kind)
         except peers.LeftOut as reason:
             left_out[kind.name] = str(reason)
+    try:
+        rounds_fill(options, wanted, results, left_out)
+    except KeyboardInterrupt:
+        print("interrupted: the table holds what was measured until now", file=sys.stderr)
+    return results, left_out
+
+
+def rounds_fill(options: argparse.Namespace, wanted: list[type[peers.Peer]], results: list[dict[str, Any]],
+                left_out: dict[str, str]) -> None:
+    chance = random.Random(options.seed)
     for number in range(options.rounds):
         for measure in options.measures:
             order = [kind for kind in wanted if takes_part(kind, measure) and not left_out.keys() & keys_of(kind, measure)]
@@ -247,7 +261,6 @@ def rounds_run(options: argparse.Namespace, wanted: list[type[peers.Peer]]) -> t
                     continue
                 results.append(result)
                 print(f"round {number + 1}: {measure}: {told(result)}", file=sys.stderr, flush=True)
-    return results, left_out
 
 
 def keys_of(kind: type[peers.Peer], measure: str) -> tuple[str, str]:

@@ -36,7 +36,7 @@ def shapes_of(kind: str, limit: int | None) -> Shapes:
     if kind == "small":
         count = round(len(shapes) * limit / bytes_of(shapes)) if limit else len(shapes)
         return dict(list(shapes.items())[:max(1, count)])
-    vectors = {name: shape for name, shape in shapes.items() if len(shape) == 1}
+    vectors: Shapes = {name: shape for name, shape in shapes.items() if len(shape) == 1}
     shares = (limit - bytes_of(vectors)) / (bytes_of(shapes) - bytes_of(vectors)) if limit else 1.0
     share = min(1.0, max(0.0, shares))
     return {name: shape if name in vectors else (max(1, round(share * shape[0])), *shape[1:]) for name, shape in shapes.items()}

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -172,6 +173,18 @@ def test_peer_that_fails_is_left_out_and_the_others_go_on(tmp_path):
     broken = type("Broken", (registry.find("numpy tofile"),), {"name": "no such peer"})
     results, left_out = runs.rounds_run(options, [broken, registry.find("numpy tofile")])
     assert [result["peer"] for result in results] == ["numpy tofile"] and "KeyError" in left_out["no such peer (save)"]
+
+
+def test_interrupted_run_keeps_what_it_has_and_leaves_no_process(tmp_path):
+    running = subprocess.Popen([str(PEERS / "run"), "--bytes", "1MiB", "--rounds", "99", "--measures", "save", "--prime", "0",
+                                "--only", "numpy tofile", "--dir", str(tmp_path), "--out", str(tmp_path / "out")],
+                               env=os.environ | {"TSPOOL_PEERS_PYTHON": sys.executable}, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+    line = running.stderr.readline()
+    running.send_signal(signal.SIGINT)
+    line += running.stderr.read()
+    assert running.wait() == 0 and "interrupted" in line, line
+    assert len(results_of(tmp_path)["results"]) >= 1 and os.listdir(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("arguments, said", [
