@@ -188,16 +188,24 @@ def measured(name: str, measure: str, options: argparse.Namespace) -> dict[str, 
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True,
                                    start_new_session=True)
         try:
-            return watched(process, pathlib.Path(folder), time.monotonic() + options.timeout) | {"peer": name, "measure": measure}
+            deadline = time.monotonic() + options.timeout
+            return watched(process, measure, pathlib.Path(folder), deadline) | {"peer": name, "measure": measure}
         finally:
             ended(process)
 
 
-def watched(process: subprocess.Popen[str], folder: pathlib.Path, deadline: float) -> dict[str, Any]:
+def held_by(process: subprocess.Popen[str]) -> tuple[int, int]:
+    pids = family(process.pid)
+    return memory_of(pids), open_files_of(pids)
+
+
+def watched(process: subprocess.Popen[str], measure: str, folder: pathlib.Path, deadline: float) -> dict[str, Any]:
     answer_of(process, deadline)
-    bare = memory_of(family(process.pid)), open_files_of(family(process.pid))
+    bare = held_by(process)
     go_on(process)
     answer_of(process, deadline)
+    if measure == "load":   # what it kept from the save is not the price of loading
+        bare = held_by(process)
     watch = Watch(process.pid, *bare)
     go_on(process)
     result = answer_of(process, deadline, watch)
@@ -372,11 +380,11 @@ def machine_class() -> str:
     lines = open("/proc/cpuinfo").read().splitlines()
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     virtual = ", virtual" if any("hypervisor" in line for line in lines if line.startswith("flags")) else ""
-    return f"{os.cpu_count()} x {model}{virtual}, {memory:.0f} GiB, Linux {platform.release()}"
+    return f"{os.cpu_count()} x {model}{virtual}, {memory:.0f} GiB, Linux {platform.release().split('-')[0]}"
 
 
 def file_system_of(folder: pathlib.Path) -> str:
-    done = subprocess.run(["findmnt", "-no", "FSTYPE,SOURCE,OPTIONS", "--target", str(folder)], capture_output=True, text=True)
+    done = subprocess.run(["findmnt", "-no", "FSTYPE,OPTIONS", "--target", str(folder)], capture_output=True, text=True)
     return " ".join(done.stdout.split()) or "unknown"
 
 
