@@ -206,13 +206,30 @@ static int lock_check(const struct publication *publication)
     return opened.inode == named.inode && opened.device == named.device ? 0 : AGAIN;
 }
 
+/* Has the name this save, since we looked? Then nothing stands under the hidden name, or the checkpoint that it was exchanged with.
+ * While we hold the lock of the parts' directory nobody else can publish it. */
+static bool was_published(const struct publication *publication)
+{
+    int directory = disk_open_directory(publication->io, publication->root, publication->name);
+    struct manifest manifest = { 0 };
+    const char *reason;
+    bool has_it = directory >= 0 && manifest_in(publication->io, directory, MANIFEST_NAME, &manifest, &reason) == 0 &&
+                  memcmp(manifest.save_id, publication->save_id, sizeof(manifest.save_id)) == 0;
+
+    manifest_deinit(&manifest);
+    disk_close(publication->io, &directory);
+    return has_it;
+}
+
 static int hidden_lock(struct publication *publication)
 {
     int error = lock_open(publication);
 
     if (error == 0)
         error = lock_wait(publication);
-    return error == 0 ? lock_check(publication) : error;
+    if (error == 0)
+        error = lock_check(publication);
+    return error == 0 && was_published(publication) ? AGAIN : error;
 }
 
 static int no_such_save(const struct publication *publication)
@@ -231,7 +248,7 @@ static int hidden_open(struct publication *publication)
     int error = disk_open_directory(publication->io, publication->root, publication->hidden);
 
     if (error == -ENOENT)
-        return no_such_save(publication);
+        return was_published(publication) ? AGAIN : no_such_save(publication);
     if (error < 0)
         return publish_fail(publication, -error, "open", publication->hidden);
     publication->directory = error;

@@ -766,3 +766,57 @@ static void several_at_once(bool replaces)
 
 Test(ranks, several_publishers_at_once_all_succeed) { several_at_once(false); }
 Test(ranks, several_replacing_publishers_do_not_exchange_back) { several_at_once(true); }
+
+/* One publisher sleeps after each of its operations in turn, while another does all of it; where the first sleeps with the lock
+ * the other gives up. */
+static bool slow_one_succeeds(struct fixture *fixture, unsigned awake_for, struct tspool_failure failures[2])
+{
+    struct order orders[2] = { { fixture, &failures[0] }, { fixture, &failures[1] } };
+    struct sim_world *world = sim_world_create(&fixture->settings.world, sim_disk_clone(fixture->disk));
+    struct completion completion, kept = { 0 };
+    struct sim_party parties[2];
+    bool slept, whole;
+    struct io *io;
+
+    for (unsigned i = 0; i < 2; i++)
+        sim_party_start(&parties[i], world, "publisher", publisher, &orders[i]);
+    while (!kept.op && !parties[0].done && sim_world_next(world, IO_FOREVER, &io, &completion) > 0) {
+        if (io != parties[0].inner)
+            sim_party_take(&parties[1], &completion);
+        else if (awake_for-- > 0)
+            sim_party_take(&parties[0], &completion);
+        else
+            kept = completion;
+    }
+    slept = kept.op != NULL;
+    world_run(world, &parties[1], 1);
+    if (slept)
+        sim_party_take(&parties[0], &kept);
+    world_run(world, parties, 2);
+    whole = parties[0].result == 0 && (parties[1].result == 0 || parties[1].result == -EAGAIN) &&
+            !broken(fixture, sim_world_disk(world), true) && names_left(sim_world_disk(world), SCENE_ROOT) == 1;
+    cr_expect(whole, "%s %s", failures[0].message, failures[1].message);
+    for (unsigned i = 0; i < 2; i++)
+        sim_party_end(&parties[i]);
+    sim_world_destroy(world);
+    return slept;
+}
+
+static void one_sleeps(bool replaces, bool exchange_refused)
+{
+    struct fixture fixture;
+    bool slept = true;
+
+    fixture_init(&fixture, SIM_STRICT, replaces, exchange_refused, RANKS);
+    for (unsigned awake_for = 0; slept; awake_for++) {
+        struct tspool_failure failures[2] = { TSPOOL_FAILURE_INIT, TSPOOL_FAILURE_INIT };
+
+        slept = slow_one_succeeds(&fixture, awake_for, failures);
+        cr_assert(slept || awake_for > 10);
+    }
+    fixture_deinit(&fixture);
+}
+
+Test(ranks, a_publisher_that_sleeps_while_another_publishes_succeeds_too) { one_sleeps(false, false); }
+Test(ranks, one_that_sleeps_while_another_replaces_does_not_take_the_old_one_for_the_parts) { one_sleeps(true, false); }
+Test(ranks, one_that_sleeps_while_another_replaces_without_exchange_too) { one_sleeps(true, true); }
