@@ -187,17 +187,6 @@ static int collector_between_saves(struct io *io, void *argument)
     return collect_run(io, SCENE_ROOT, &settings, NULL);
 }
 
-static void world_run(struct sim_world *world, struct sim_party *parties, unsigned count)
-{
-    struct completion completion;
-    struct io *io;
-
-    while (sim_world_next(world, IO_FOREVER, &io, &completion) > 0)
-        for (unsigned i = 0; i < count; i++)
-            if (parties[i].inner == io && !parties[i].done)
-                sim_party_take(&parties[i], &completion);
-}
-
 struct run {
     uint64_t seed;
     const struct sim_fault *fault;
@@ -224,7 +213,7 @@ static struct sim_disk *collect_once(const struct fixture *fixture, struct sim_d
     sim_world_observe(world, run->look, run->context);
     run->told = (struct told){ .spared = run->spared };
     sim_party_start(&party, world, "gc", run->between_saves ? collector_between_saves : collector, &run->told);
-    world_run(world, &party, 1);
+    sim_parties_run(world, &party, 1);
     run->ops = sim_io_ops(party.inner);
     run->result = party.done ? party.result : -EINTR;
     disk = sim_disk_clone(sim_world_disk(world));
@@ -518,7 +507,7 @@ Test(collect, two_at_once_remove_what_one_would_and_neither_fails)
         sim_world_observe(world, instant_look, &cuts);
         for (unsigned i = 0; i < 2; i++)
             sim_party_start(&parties[i], world, "gc", collector, &told[i]);
-        world_run(world, parties, 2);
+        sim_parties_run(world, parties, 2);
         for (unsigned i = 0; i < 2; i++) {
             cr_expect(parties[i].done && parties[i].result == 0, "seed %" PRIu64 ": collector %u: %d", seed, i, parties[i].result);
             cr_expect_eq(told[i].failed, 0, "seed %" PRIu64, seed);

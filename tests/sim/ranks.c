@@ -126,17 +126,6 @@ static int publisher(struct io *io, void *argument)
     return publish_on(io, SCENE_ROOT, NAME, order->fixture->save_id, RANKS, order->failure);
 }
 
-static void world_run(struct sim_world *world, struct sim_party *parties, unsigned count)
-{
-    struct completion completion;
-    struct io *io;
-
-    while (sim_world_next(world, IO_FOREVER, &io, &completion) > 0)
-        for (unsigned i = 0; i < count; i++)
-            if (parties[i].inner == io && !parties[i].done)
-                sim_party_take(&parties[i], &completion);
-}
-
 /* On `disk`, which is taken over; the disk afterwards, as programs see it. */
 static struct sim_disk *publish_once(const struct fixture *fixture, struct sim_disk *disk, struct run *run)
 {
@@ -152,7 +141,7 @@ static struct sim_disk *publish_once(const struct fixture *fixture, struct sim_d
         sim_world_fault(world, run->fault);
     sim_world_observe(world, run->look, run->context);
     sim_party_start(&party, world, "publisher", publisher, &order);
-    world_run(world, &party, 1);
+    sim_parties_run(world, &party, 1);
     run->ops = sim_io_ops(party.inner);
     run->result = party.done ? party.result : -EINTR;
     disk = sim_disk_clone(sim_world_disk(world));
@@ -751,7 +740,7 @@ static void several_at_once(bool replaces)
             orders[i] = (struct order){ &fixture, &failures[i] };
             sim_party_start(&parties[i], world, "publisher", publisher, &orders[i]);
         }
-        world_run(world, parties, PUBLISHERS);
+        sim_parties_run(world, parties, PUBLISHERS);
         for (unsigned i = 0; i < PUBLISHERS; i++)
             cr_expect(parties[i].done && parties[i].result == 0, "seed %" PRIu64 ": %s", seed, failures[i].message);
         cr_expect_null(cuts.wrong, "seed %" PRIu64 ": %s", seed, cuts.wrong);
@@ -789,10 +778,10 @@ static bool slow_one_succeeds(struct fixture *fixture, unsigned awake_for, struc
             kept = completion;
     }
     slept = kept.op != NULL;
-    world_run(world, &parties[1], 1);
+    sim_parties_run(world, &parties[1], 1);
     if (slept)
         sim_party_take(&parties[0], &kept);
-    world_run(world, parties, 2);
+    sim_parties_run(world, parties, 2);
     whole = parties[0].result == 0 && (parties[1].result == 0 || parties[1].result == -EAGAIN) &&
             !broken(fixture, sim_world_disk(world), true) && names_left(sim_world_disk(world), SCENE_ROOT) == 1;
     cr_expect(whole, "%s %s", failures[0].message, failures[1].message);

@@ -110,17 +110,6 @@ struct run {
 };
 #define RUN(...) { .settings = { .memory_align = ALIGN, .offset_align = ALIGN }, .work.expected_bytes = STEP_BYTES, __VA_ARGS__ }
 
-static void world_run(struct sim_world *world, struct sim_party *parties, unsigned count)
-{
-    struct completion completion;
-    struct io *io;
-
-    while (sim_world_next(world, IO_FOREVER, &io, &completion) > 0)
-        for (unsigned i = 0; i < count; i++)
-            if (parties[i].inner == io && !parties[i].done)
-                sim_party_take(&parties[i], &completion);
-}
-
 static bool is_told(const struct run *run)
 {
     const struct tspool_failure *failure = &run->work.failure;
@@ -139,7 +128,7 @@ static struct sim_disk *stream_once(struct sim_disk *disk, struct run *run)
         sim_world_fault(world, run->fault);
     sim_world_observe(world, run->look, run->context);
     sim_party_start(&party, world, "writer", writer, &run->work);
-    world_run(world, &party, 1);
+    sim_parties_run(world, &party, 1);
     run->ops = sim_io_ops(party.inner);
     run->result = party.done ? party.result : -EINTR;
     cr_expect(!party.done || is_told(run), "%d without a record", run->result);
@@ -403,7 +392,7 @@ Test(stream, two_at_once_do_not_disturb_each_other)
 
         for (int i = 0; i < 2; i++)
             sim_party_start(&parties[i], world, "writer", writer, &works[i]);
-        world_run(world, parties, 2);
+        sim_parties_run(world, parties, 2);
         for (int i = 0; i < 2; i++)
             cr_assert(parties[i].done && parties[i].result == 0, "seed %" PRIu64 ": %s", seed, works[i].failure.message);
         cr_assert(is_new(sim_world_disk(world)) && names_in_root(sim_world_disk(world)) == 1);

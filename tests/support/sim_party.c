@@ -68,6 +68,17 @@ void sim_party_take(struct sim_party *party, const struct completion *completion
     party_resume(party);
 }
 
+void sim_parties_run(struct sim_world *world, struct sim_party *parties, unsigned count)
+{
+    struct completion completion;
+    struct io *io;
+
+    while (sim_world_next(world, IO_FOREVER, &io, &completion) > 0)
+        for (unsigned i = 0; i < count; i++)
+            if (parties[i].inner == io && !parties[i].done)
+                sim_party_take(&parties[i], &completion);
+}
+
 bool sim_party_scene_step(struct sim_party *party, struct scene *scene)
 {
     bool running = !writer_finished(scene->writer);

@@ -27,6 +27,8 @@ void sim_party_start(struct sim_party *party, struct sim_world *world, const cha
                      void *argument);
 /* Hands over a completion of its process, and lets it run to its next wait. */
 void sim_party_take(struct sim_party *party, const struct completion *completion);
+/* Until nothing is left to come, for any of these. */
+void sim_parties_run(struct sim_world *world, struct sim_party *parties, unsigned count);
 /* As scene_step, with this party in the scene's world (NULL: none yet). The writer must not be killed. */
 bool sim_party_scene_step(struct sim_party *party, struct scene *scene);
 /* Also when it was killed in the middle, or is not done: it is killed then. */
