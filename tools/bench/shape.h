@@ -13,7 +13,7 @@
 #define SHAPE_DIMENSIONS 4u
 
 struct shape_tensor {
-    char name[112];
+    char name[128];
     enum tspool_dtype dtype;
     uint32_t rank;
     uint64_t shape[SHAPE_DIMENSIONS], global_shape[SHAPE_DIMENSIONS], global_offsets[SHAPE_DIMENSIONS];
