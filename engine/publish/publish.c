@@ -146,21 +146,40 @@ static int published_check(const struct publication *publication, const struct m
                           manifest->world_size, publication->world_size);
 }
 
+/* Opens what has the name into `directory`, and reads its manifest: is it this save's? */
+static bool name_is_ours(const struct publication *publication, int *directory, struct manifest *manifest)
+{
+    const char *reason;
+
+    *directory = disk_open_directory(publication->io, publication->root, publication->name);
+    return *directory >= 0 && manifest_in(publication->io, *directory, MANIFEST_NAME, manifest, &reason) == 0 &&
+           memcmp(manifest->save_id, publication->save_id, sizeof(manifest->save_id)) == 0;
+}
+
 /* 0: it is published; AGAIN: it is not, `directory` stays closed; or -errno. */
 static int published_look(struct publication *publication)
 {
     struct manifest manifest = { 0 };
-    const char *reason;
     int error = AGAIN;
 
-    publication->directory = disk_open_directory(publication->io, publication->root, publication->name);
-    if (publication->directory >= 0 &&
-        manifest_in(publication->io, publication->directory, MANIFEST_NAME, &manifest, &reason) == 0 &&
-        memcmp(manifest.save_id, publication->save_id, sizeof(manifest.save_id)) == 0)
+    if (name_is_ours(publication, &publication->directory, &manifest))
         error = published_check(publication, &manifest);
     manifest_deinit(&manifest);
     disk_close(publication->io, &publication->directory);
     return error;
+}
+
+/* Has the name this save, since we looked? Then nothing stands under the hidden name, or the checkpoint that it was exchanged with.
+ * While we hold the lock of the parts' directory nobody else can publish it. */
+static bool was_published(const struct publication *publication)
+{
+    struct manifest manifest = { 0 };
+    int directory;
+    bool was = name_is_ours(publication, &directory, &manifest);
+
+    manifest_deinit(&manifest);
+    disk_close(publication->io, &directory);
+    return was;
 }
 
 /* The lock ------------------------------------------------------------------------------------------------------------------ */
@@ -204,21 +223,6 @@ static int lock_check(const struct publication *publication)
         file_stat(publication->io, publication->root, publication->hidden, &named) < 0)
         return AGAIN;
     return opened.inode == named.inode && opened.device == named.device ? 0 : AGAIN;
-}
-
-/* Has the name this save, since we looked? Then nothing stands under the hidden name, or the checkpoint that it was exchanged with.
- * While we hold the lock of the parts' directory nobody else can publish it. */
-static bool was_published(const struct publication *publication)
-{
-    int directory = disk_open_directory(publication->io, publication->root, publication->name);
-    struct manifest manifest = { 0 };
-    const char *reason;
-    bool has_it = directory >= 0 && manifest_in(publication->io, directory, MANIFEST_NAME, &manifest, &reason) == 0 &&
-                  memcmp(manifest.save_id, publication->save_id, sizeof(manifest.save_id)) == 0;
-
-    manifest_deinit(&manifest);
-    disk_close(publication->io, &directory);
-    return has_it;
 }
 
 static int hidden_lock(struct publication *publication)
