@@ -115,21 +115,6 @@ void rank_serve(struct crew *crew, unsigned member)
 
 /* The engine's options ----------------------------------------------------------------------------------------------- */
 
-/* In a build folder the writer stands beside this program; installed, the library knows where it is. */
-const char *writer_beside(void)
-{
-    static char path[4096];
-    ssize_t length = readlink("/proc/self/exe", path, sizeof path - sizeof "tspool-writer");
-    char *slash;
-
-    if (length <= 0)
-        return NULL;
-    path[length] = '\0';
-    slash = strrchr(path, '/');
-    strcpy(slash ? slash + 1 : path, "tspool-writer");
-    return access(path, X_OK) == 0 ? path : NULL;
-}
-
 /* The whole state and a little for headers, if memory has room for it; else the engine's own choice. */
 static uint64_t arena_of(const struct job *job, const struct shape *shape)
 {

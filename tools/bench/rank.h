@@ -28,7 +28,6 @@ void rank_serve(struct crew *crew, unsigned member);
 
 /* Options of the engine, as the job has them; settings= first, then what is given. */
 int rank_options(struct crew *crew, unsigned member, const struct shape *shape, struct tspool_options *options);
-const char *writer_beside(void);
 /* Starts the clocks of a round in which all ranks take part: they meet first. */
 int rank_meet(struct crew *crew, unsigned member);
 

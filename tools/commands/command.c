@@ -35,6 +35,20 @@ int finish(int status)
     return status ? status : EXIT_FAILED;
 }
 
+const char *writer_beside(void)
+{
+    static char path[4096];
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - sizeof "tspool-writer");
+    char *slash;
+
+    if (length <= 0)
+        return NULL;
+    path[length] = '\0';
+    slash = strrchr(path, '/');
+    strcpy(slash ? slash + 1 : path, "tspool-writer");
+    return access(path, X_OK) == 0 ? path : NULL;
+}
+
 static void complain_list(const char *command, const char *format, va_list arguments)
 {
     char text[4096];

@@ -30,6 +30,9 @@ int usage_error(const char *command, const char *format, ...) __attribute__((for
 /* The failure's message; returns EXIT_FAILED. */
 int fail_with(const char *command, const struct tspool_failure *failure);
 
+/* In a build folder the writer stands beside this program; NULL: installed, the library knows where it is. */
+const char *writer_beside(void);
+
 /* Quantities --------------------------------------------------------------------------------------------------------- */
 struct text { char bytes[64]; };
 struct text human_bytes(uint64_t bytes);                 /* "1.39 GiB", "812 B" */

@@ -147,21 +147,6 @@ static int destination_split(struct copy *copy, const char *destination)
     return 0;
 }
 
-/* In a build folder the writer stands beside this program; installed, the library knows where it is. */
-static const char *writer_beside(void)
-{
-    static char path[4096];
-    ssize_t length = readlink("/proc/self/exe", path, sizeof path - sizeof "tspool-writer");
-    char *slash;
-
-    if (length <= 0)
-        return NULL;
-    path[length] = '\0';
-    slash = strrchr(path, '/');
-    strcpy(slash ? slash + 1 : path, "tspool-writer");
-    return access(path, X_OK) == 0 ? path : NULL;
-}
-
 /* Steps -------------------------------------------------------------------------------------------------------------- */
 
 static int sources_open(struct copy *copy, char **paths, int count)
