@@ -122,22 +122,9 @@ static const char *broken(const struct fixture *fixture, const struct sim_disk *
     return digest_equal(tree_at(disk, NOTES), fixture->notes) ? NULL : "somebody else's file was touched";
 }
 
-static size_t names_left(const struct sim_disk *disk)
-{
-    struct io_list list;
-    uint32_t root;
-    size_t count;
-
-    cr_assert_eq(sim_disk_walk(disk, SIM_ROOT, SCENE_ROOT, &root), 0);
-    cr_assert_eq(sim_disk_list(disk, root, &list), 0);
-    count = list.count;
-    io_list_free(&list);
-    return count;
-}
-
 static bool is_collected(const struct fixture *fixture, const struct sim_disk *disk)
 {
-    return !broken(fixture, disk) && names_left(disk) == KEEP + 1;
+    return !broken(fixture, disk) && names_in_root(disk) == KEEP + 1;
 }
 
 /* One run ---------------------------------------------------------------------------------------------------------------- */
@@ -358,7 +345,7 @@ static void next_run_finishes(const struct fixture *fixture, struct sim_disk *di
 
     cr_expect_eq(run.result, 0);
     cr_expect(is_collected(fixture, after), "%s at op %" PRIu64 ": the next run leaves %zu names; %s", when, ordinal,
-              names_left(after), broken(fixture, after) ? broken(fixture, after) : "");
+              names_in_root(after), broken(fixture, after) ? broken(fixture, after) : "");
     sim_disk_destroy(after);
 }
 
@@ -514,7 +501,7 @@ Test(collect, two_at_once_remove_what_one_would_and_neither_fails)
         }
         cr_expect_null(cuts.wrong, "seed %" PRIu64 ": %s", seed, cuts.wrong);
         cr_expect(is_collected(&fixture, sim_world_disk(world)), "seed %" PRIu64 ": %zu names left", seed,
-                  names_left(sim_world_disk(world)));
+                  names_in_root(sim_world_disk(world)));
         shared += told[0].removed + told[0].swept > 0 && told[1].removed + told[1].swept > 0;
         for (unsigned i = 0; i < 2; i++)
             sim_party_end(&parties[i]);
@@ -664,7 +651,7 @@ Test(collect, gives_back_a_name_that_was_published_anew_under_its_hands)
         cr_expect(meeting.party.done && meeting.party.result == 0 && meeting.told.failed == 0, "seed %" PRIu64, seed);
         cr_expect(!is_absent(tree_of(disk, "c1")) && !digest_equal(tree_of(disk, "c1"), fixture.trees[0]),
                   "seed %" PRIu64 ": the new one lost its name", seed);
-        cr_expect_eq(names_left(disk), KEEP + 2, "seed %" PRIu64 ": the new one, those that are kept, the notes", seed);
+        cr_expect_eq(names_in_root(disk), KEEP + 2, "seed %" PRIu64 ": the new one, those that are kept, the notes", seed);
         sim_party_end(&meeting.party);
         scene_deinit(scene);
     }
@@ -685,7 +672,7 @@ Test(collect, between_saves_leaves_dead_attempts_to_others)
     cr_expect_null(broken(&fixture, after));
     cr_expect_eq(run.told.removed, CHECKPOINTS - KEEP);
     cr_expect_eq(run.told.swept, 0);
-    cr_expect_eq(names_left(after), KEEP + 2, "%zu names", names_left(after));
+    cr_expect_eq(names_in_root(after), KEEP + 2, "%zu names", names_in_root(after));
     sim_disk_destroy(after);
     fixture_deinit(&fixture);
 }

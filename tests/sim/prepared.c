@@ -47,19 +47,6 @@ void prepared_end(struct prepared *prepared)
     sim_state_deinit(&prepared->new);
 }
 
-size_t names_in_root(const struct sim_disk *disk)
-{
-    struct io_list list;
-    uint32_t root;
-    size_t count;
-
-    cr_assert_eq(sim_disk_walk(disk, SIM_ROOT, SCENE_ROOT, &root), 0);
-    cr_assert_eq(sim_disk_list(disk, root, &list), 0);
-    count = list.count;
-    io_list_free(&list);
-    return count;
-}
-
 void outcome_end(struct outcome *outcome)
 {
     sim_disk_destroy(outcome->disk);

@@ -41,6 +41,5 @@ struct outcome save_once(const struct prepared *prepared, const struct scene_set
 void outcome_end(struct outcome *outcome);
 /* Published, by all rules, the very bytes, and nothing stray is left. */
 bool committed(const struct prepared *prepared, const struct outcome *outcome);
-size_t names_in_root(const struct sim_disk *disk);
 
 #endif

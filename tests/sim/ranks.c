@@ -151,19 +151,6 @@ static struct sim_disk *publish_once(const struct fixture *fixture, struct sim_d
     return disk;
 }
 
-static size_t names_left(const struct sim_disk *disk, const char *path)
-{
-    struct io_list list;
-    uint32_t directory;
-    size_t count;
-
-    cr_assert_eq(sim_disk_walk(disk, SIM_ROOT, path, &directory), 0);
-    cr_assert_eq(sim_disk_list(disk, directory, &list), 0);
-    count = list.count;
-    io_list_free(&list);
-    return count;
-}
-
 static bool is_absent(struct digest tree)
 {
     struct digest none = { { 0 } };
@@ -228,8 +215,8 @@ static const char *again_fails(struct fixture *fixture, struct sim_disk *disk, u
         snprintf(why, sizeof(why), "to publish again fails: %.500s", run.failure.message);
     else if (is_new(fixture, disk, why, sizeof(why)))
         why[0] = '\0';
-    if (!why[0] && names_left(disk, SCENE_ROOT) > most)
-        snprintf(why, sizeof(why), "%zu names are left in the root", names_left(disk, SCENE_ROOT));
+    if (!why[0] && names_in_root(disk) > most)
+        snprintf(why, sizeof(why), "%zu names are left in the root", names_in_root(disk));
     sim_disk_destroy(disk);
     return why[0] ? why : NULL;
 }
@@ -246,7 +233,7 @@ Test(ranks, parts_are_published_whatever_the_order_of_completions)
 
         cr_assert_eq(run.result, 0, "%s", run.failure.message);
         cr_assert_null(broken(&fixture, after, true), "%s", broken(&fixture, after, true));
-        cr_assert_eq(names_left(after, SCENE_ROOT), 1);
+        cr_assert_eq(names_in_root(after), 1);
         cr_assert_null(again_fails(&fixture, after, seed));
     }
     fixture_deinit(&fixture);
@@ -436,7 +423,7 @@ static const char *whole_after(struct fixture *fixture, struct sim_disk *disk, u
         return "the rank cannot save again";
     disk = publish_once(fixture, disk, &run);
     wrong = run.result == 0 ? broken(fixture, disk, true) : "to publish fails";
-    if (!wrong && names_left(disk, SCENE_ROOT) != 1)
+    if (!wrong && names_in_root(disk) != 1)
         wrong = "something is left in the root";
     sim_disk_destroy(disk);
     return wrong;
@@ -745,7 +732,7 @@ static void several_at_once(bool replaces)
             cr_expect(parties[i].done && parties[i].result == 0, "seed %" PRIu64 ": %s", seed, failures[i].message);
         cr_expect_null(cuts.wrong, "seed %" PRIu64 ": %s", seed, cuts.wrong);
         cr_expect_null(broken(&fixture, sim_world_disk(world), true), "seed %" PRIu64, seed);
-        cr_expect_eq(names_left(sim_world_disk(world), SCENE_ROOT), 1, "seed %" PRIu64, seed);
+        cr_expect_eq(names_in_root(sim_world_disk(world)), 1, "seed %" PRIu64, seed);
         for (unsigned i = 0; i < PUBLISHERS; i++)
             sim_party_end(&parties[i]);
         sim_world_destroy(world);
@@ -783,7 +770,7 @@ static bool slow_one_succeeds(struct fixture *fixture, unsigned awake_for, struc
         sim_party_take(&parties[0], &kept);
     sim_parties_run(world, parties, 2);
     whole = parties[0].result == 0 && (parties[1].result == 0 || parties[1].result == -EAGAIN) &&
-            !broken(fixture, sim_world_disk(world), true) && names_left(sim_world_disk(world), SCENE_ROOT) == 1;
+            !broken(fixture, sim_world_disk(world), true) && names_in_root(sim_world_disk(world)) == 1;
     cr_expect(whole, "%s %s", failures[0].message, failures[1].message);
     for (unsigned i = 0; i < 2; i++)
         sim_party_end(&parties[i]);

@@ -179,19 +179,6 @@ static bool is_old(const struct sim_disk *disk, bool with_old)
     return with_old && sim_disk_read(disk, file, 0, found, sizeof(found)) == sizeof(OLD) && memcmp(found, OLD, sizeof(OLD)) == 0;
 }
 
-static size_t names_in_root(const struct sim_disk *disk)
-{
-    struct io_list list = { 0 };
-    uint32_t root;
-    size_t count;
-
-    cr_assert_eq(sim_disk_walk(disk, SIM_ROOT, SCENE_ROOT, &root), 0);
-    cr_assert_eq(sim_disk_list(disk, root, &list), 0);
-    count = list.count;
-    io_list_free(&list);
-    return count;
-}
-
 /* Going well ------------------------------------------------------------------------------------------------------- */
 
 static void is_written(struct run *run, const char *what)

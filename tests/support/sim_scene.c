@@ -1,6 +1,7 @@
 /* support/sim_scene.c - see sim_scene.h. */
 #include "sim_scene.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -186,4 +187,19 @@ struct sim_disk *scene_commit(const struct scene_settings *settings, struct sim_
     }
     scene_deinit(&scene);
     return after;
+}
+
+size_t names_in_root(const struct sim_disk *disk)
+{
+    struct io_list list;
+    uint32_t root;
+    size_t count;
+    int error = sim_disk_walk(disk, SIM_ROOT, SCENE_ROOT, &root);
+
+    if (error == 0)
+        error = sim_disk_list(disk, root, &list);
+    assert(error == 0);
+    count = list.count;
+    io_list_free(&list);
+    return count;
 }

@@ -51,6 +51,7 @@ void scene_deinit(struct scene *scene);
  * NULL. */
 const char *scene_violation(const struct scene *scene);
 void scene_save_id(uint64_t number, uint8_t save_id[16]);
+size_t names_in_root(const struct sim_disk *disk);
 
 /* One save from beginning to end on `disk` (taken over): the disk afterwards, all of it durable; or NULL when it was not
  * published as it should. For preparing older checkpoints. */
