@@ -83,10 +83,13 @@ def tensors_in(state):
 # What is measured ---------------------------------------------------------------------------------------------------------------
 
 
-def prime(state):
-    """Touches twice the state's memory."""
-    size = 2 * sum(tensor.nbytes for tensor in tensors_in(state))
-    subprocess.run([sys.executable, "-c", f"b = bytearray({size})"], check=True)
+def prime(size):
+    """Touches twice as much memory as the state takes."""
+    subprocess.run([sys.executable, "-c", f"b = bytearray({2 * size})"], check=True)
+
+
+def bytes_of(state):
+    return sum(tensor.nbytes for tensor in tensors_in(state))
 
 
 def family():
@@ -131,6 +134,10 @@ def memory_bytes():
 def files_of(path):
     path = pathlib.Path(path)
     return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+
+def file_bytes(path):
+    return sum(file.stat().st_size for file in files_of(path))
 
 
 def cached_bytes(path):
@@ -272,7 +279,7 @@ class Training:
 
 
 def measure_save(saver, state, path, base):
-    prime(state)
+    prime(bytes_of(state))
     before_cpu, began = cpu_seconds(), time.perf_counter()
     staged, written = saver.save(state, path)
     returned = time.perf_counter()
@@ -282,7 +289,7 @@ def measure_save(saver, state, path, base):
     written()
     sync_all(path)
     ended = time.perf_counter()
-    size = sum(file.stat().st_size for file in files_of(path))
+    size = file_bytes(path)
     return {"stall": returned - began, "staged": free - began, "durable": ended - began, "cpu": cpu_seconds() - before_cpu,
             "memory": max(0, peak - base), "cache": cached_bytes(path) / size, "bytes": size}  # fmt: skip
 
@@ -293,7 +300,7 @@ def measure_steps(saver, state, path):
 
     training = Training()
     usual = statistics.median(training.step() for _ in range(20))
-    prime(state)
+    prime(bytes_of(state))
     began = time.perf_counter()
     staged, written = saver.save(state, path)
     staged()
@@ -335,7 +342,7 @@ def load_dcp(path, options):
 
     state = state_of(options)
     chill(path)
-    prime(state_of(options))
+    prime(file_bytes(path))
     began = time.perf_counter()
     dcp.load(state, checkpoint_id=path)
     return state, began
@@ -346,7 +353,7 @@ def load_ours(path, options):
 
     state = state_of(options)
     chill(path)
-    prime(state_of(options))
+    prime(file_bytes(path))
     began = time.perf_counter()
     load(state, checkpoint_id=path)
     return state, began
@@ -357,7 +364,7 @@ def load_tspool(path, options):
     import tspool
 
     chill(path)
-    prime(state_of(options))
+    prime(file_bytes(path))
     began = time.perf_counter()
     return {"all": {str(number): t for number, t in enumerate(tensors_in(tspool.load(path)))}}, began
 
@@ -367,7 +374,7 @@ def load_safetensors(path, options):
 
     files = [file for file in files_of(path) if file.suffix == ".safetensors"]
     chill(path)
-    prime(state_of(options))
+    prime(file_bytes(path))
     began = time.perf_counter()
     return {"all": {name: tensor for file in files for name, tensor in load_file(file).items()}}, began
 
@@ -389,6 +396,10 @@ def load_worker(options):
 # The table ----------------------------------------------------------------------------------------------------------------------
 
 
+def worker_command(options, worker, folder, *more):
+    return [sys.executable, __file__, "--worker", worker, "--dir", folder, "--layers", str(options.layers), *map(str, more)]
+
+
 class Bench:
     def __init__(self, options):
         self.options = options
@@ -397,17 +408,7 @@ class Bench:
 
     def run(self, worker, *more):
         folder = tempfile.mkdtemp(dir=self.options.dir)
-        command = [
-            sys.executable,
-            __file__,
-            "--worker",
-            worker,
-            "--dir",
-            folder,
-            "--layers",
-            str(self.options.layers),
-            *map(str, more),
-        ]
+        command = worker_command(self.options, worker, folder, *more)
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"bench: {worker} failed: {done.stderr[-3000:]}")
@@ -466,17 +467,7 @@ def bench_save(bench):
 def saved(bench, worker, *more):
     """A checkpoint to load from."""
     folder = tempfile.mkdtemp(dir=bench.options.dir)
-    command = [
-        sys.executable,
-        __file__,
-        "--worker",
-        worker,
-        "--dir",
-        folder,
-        "--layers",
-        str(bench.options.layers),
-        *map(str, more),
-    ]
+    command = worker_command(bench.options, worker, folder, *more)
     subprocess.run(command, check=True, capture_output=True)
     shutil.rmtree(f"{folder}/warm")
     return f"{folder}/measured"
